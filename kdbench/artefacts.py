@@ -1,0 +1,114 @@
+"""Teacher artefacts: weights with everything needed to trust and use them, in a folder of their own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdbench.config.schema import Name, Section
+from kdbench.errors import ConfigError, KdbenchError, unknown
+from kdbench.records import parse_json
+from kdbench.spec import DatasetRef
+
+WEIGHTS, MANIFEST, PREDICTIONS = "weights.safetensors", "teacher.json", "predictions.npz"
+
+
+class TeacherManifest(Section):
+    """What ``teacher.json`` says.
+
+    Args:
+        name: Name of the artefact, unique per dataset.
+        origin: ``trained`` by kdbench or ``imported``.
+        recipe: Anchor label it was trained under, or where it was imported from.
+        recipe_sha256: Hash of that anchor, or of the imported file.
+        accuracy: Top-1 on the whole test split, in percent, measured by kdbench.
+        mean, std: Its own input normalisation.
+        sha256: Of the weights file.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Name
+    backbone: str
+    dataset: DatasetRef
+    classes: tuple[str, ...]
+    in_channels: int
+    origin: Literal["trained", "imported"]
+    recipe: str
+    recipe_sha256: str
+    seed: int | None = None
+    epochs: int | None = None
+    accuracy: float
+    test_images: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str
+    created_at: str
+    kdbench_version: str = Field(description="version that wrote it")
+
+
+class TeacherStore:
+    """Artefacts under ``root/<dataset>/<name>/``.
+
+    Args:
+        root: Folder of the store; it need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, dataset: DatasetRef, name: str) -> Path:
+        """Return where an artefact lives or would live."""
+        return self.root / dataset.label / name
+
+    def exists(self, dataset: DatasetRef, name: str) -> bool:
+        """Return whether a finished artefact is there."""
+        return (self.folder(dataset, name) / MANIFEST).is_file()
+
+    def all(self) -> list[TeacherManifest]:
+        """Return the manifests of all artefacts, by dataset and name."""
+        return [parse_json(TeacherManifest, path) for path in sorted(self.root.glob(f"*/*/{MANIFEST}"))]
+
+    def manifest(self, dataset: DatasetRef, name: str) -> TeacherManifest:
+        """Return one manifest.
+
+        Raises:
+            ConfigError: If there is no such artefact; it names the nearest one and how to make it.
+        """
+        path = self.folder(dataset, name) / MANIFEST
+        if not path.is_file():
+            known = [found.name for found in self.all() if found.dataset.label == dataset.label]
+            raise ConfigError(
+                f"teacher '{name}' for dataset '{dataset.label}': not in {self.root}. "
+                + unknown("teacher", name, known)
+                + "; make it with kdbench teacher train, or bring it with kdbench teacher import"
+            )
+        return parse_json(TeacherManifest, path)
+
+    def weights(self, manifest: TeacherManifest) -> dict[str, Tensor]:
+        """Return the state dict of an artefact after checking its hash.
+
+        Raises:
+            KdbenchError: If the file is missing or its bytes are not the ones the manifest names.
+        """
+        path = self.folder(manifest.dataset, manifest.name) / WEIGHTS
+        check_sha256(path, manifest.sha256, "train or import the teacher again (its folder can be removed)")
+        return load_file(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str, remedy: str) -> None:
+    """Raise KdbenchError unless the file has the expected hash."""
+    if not path.is_file():
+        raise KdbenchError(f"{path}: missing; {remedy}")
+    if (found := sha256_of(path)) != expected:
+        raise KdbenchError(f"{path}: corrupt: sha256 is {found[:12]}.., expected {expected[:12]}..; {remedy}")

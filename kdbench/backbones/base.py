@@ -1,0 +1,158 @@
+"""What every backbone is: a list of stages, a pooled embedding, a head, and its own input normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.types import Features, NetworkInfo, Source, StageShape, Taps
+
+
+def head_at(path: str) -> Any:
+    """Return ``head`` for a class whose classifier is a module of another name, so that its checkpoints load by name.
+
+    Args:
+        path: Dotted name of the classifier, e.g. ``fc`` or ``classifier.0``.
+    """
+    return property(attrgetter(path), doc=f"The linear classifier, ``{path}``.")
+
+
+class Network(nn.Module):
+    """Base class of all student and teacher networks.
+
+    A subclass sets ``stage_count`` and ``embedding_dim``, assigns ``self.head`` (the linear classifier; or see
+    :func:`head_at`) and implements :meth:`run_stage` and :meth:`embed`. Images arrive in [0, 1]; the network normalises
+    them itself, so a teacher trained with other constants than the student's works unchanged.
+    """
+
+    stage_count: int
+    embedding_dim: int
+    head: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.memory_format = torch.contiguous_format
+        # Not part of the state dict: foreign checkpoints have no such keys, artefacts store them as metadata.
+        self.register_buffer("mean", torch.zeros(1, in_channels, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, in_channels, 1, 1), persistent=False)
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the per-channel constants of ``(x - mean) / std``, in units of [0, 1] pixel values."""
+        self.mean.copy_(torch.tensor(mean).view(1, -1, 1, 1))
+        self.std.copy_(torch.tensor(std).view(1, -1, 1, 1))
+
+    def place(self, device: torch.device, *, channels_last: bool) -> None:
+        """Move the network to a device in the memory format it computes in; images are converted on entry."""
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(device=device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def run_stage(self, index: int, x: Tensor, *, pre: bool) -> tuple[Tensor | None, Tensor]:
+        """Run stage ``index`` (0 = stem) on the output of the stage before it.
+
+        Args:
+            index: Stage, 0..stage_count-1.
+            x: Normalised images (N,C,H,W) for the stem, else the previous stage's output.
+            pre: Whether the value before the last activation is wanted, too.
+
+        Returns:
+            (before activation or None, after activation). Asking for ``pre`` must not change running statistics.
+        """
+        raise NotImplementedError
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the embedding (N,D) of the deepest stage's output (final norm, pooling, flattening)."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, taps: Taps = Taps()) -> Features:
+        """Return the features of images (N,C,H,W) in [0, 1].
+
+        Args:
+            images: Batch in [0, 1].
+            taps: What else than the logits is wanted.
+        """
+        normalised = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        return self.forward_from(0, normalised, taps)
+
+    def forward_from(self, stage: int, x: Tensor, taps: Taps = Taps()) -> Features:
+        """Run stages ``stage``.. on ``x`` as if it were their input.
+
+        Args:
+            stage: First stage to run; ``stage_count`` runs the pooling and the head only.
+            x: Output of stage ``stage - 1`` (normalised images for 0).
+            taps: Stages before ``stage`` cannot be tapped.
+        """
+        taps = taps.resolve(self.stage_count)
+        after: list[Tensor] = []
+        before: list[Tensor] = []
+        for index in range(stage, self.stage_count):
+            tapped = index in taps.stages
+            pre, x = self.run_stage(index, x, pre=tapped and taps.pre_activation)
+            if tapped:
+                after.append(x)
+                before.extend([] if pre is None else [pre])
+        embedding = self.embed(x)
+        # Shallow to deep and each once, like the outputs, in whatever order the taps name them.
+        indices = tuple(index for index in range(stage, self.stage_count) if index in taps.stages)
+        kept = embedding if taps.embedding else None
+        return Features(self.head(embedding), kept, tuple(after), tuple(before), indices)
+
+
+class Build(Protocol):
+    """Constructor of a network with random weights."""
+
+    def __call__(self, num_classes: int, in_channels: int) -> Network: ...
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A registered network: how to build it, and what may be said of it without building it.
+
+    Args:
+        name: Registered name.
+        family: Family it belongs to, e.g. ``resnet-cifar``.
+        build: Called with (num_classes, in_channels); libraries are imported inside it, not before.
+        source: Paper or reference implementation.
+        min_size: Smallest input height and width in pixels.
+        multiple_of: Input height and width must be a multiple of this.
+        channels_last: Whether the channels-last memory format is the faster one on CPU and GPU.
+    """
+
+    name: str
+    family: str
+    build: Callable[[int, int], Network] = field(repr=False)
+    source: Source = field(repr=False)
+    min_size: int = 8
+    multiple_of: int = 1
+    channels_last: bool = True
+
+    def unfit(self, image: StageShape) -> str | None:
+        """Return why images of this shape cannot be used, or None."""
+        for side in image.dims[1:]:
+            if side < self.min_size or side % self.multiple_of:
+                return (
+                    f"backbone '{self.name}' needs height and width of at least {self.min_size} pixels that are "
+                    f"multiples of {self.multiple_of}; the images are {image}"
+                )
+        return None
+
+    def info(self, num_classes: int, image: StageShape) -> NetworkInfo:
+        """Return stage shapes, embedding width and parameter count from a dry run without memory or weights."""
+        with torch.device("meta"), torch.no_grad():
+            network = self.build(num_classes, image.channels).eval()
+            features = network(torch.empty(2, *image.dims), Taps("all", embedding=True))
+        assert features.embedding is not None
+        return NetworkInfo(
+            name=self.name,
+            stages=tuple(StageShape(tuple(stage.shape[1:])) for stage in features.stages),
+            embedding=features.embedding.shape[1],
+            classes=num_classes,
+            parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        )

@@ -1,0 +1,32 @@
+"""The command line: parse, call, print. Commands live one to a file and are imported when they are used."""
+
+from __future__ import annotations
+
+import sys
+
+from kdbench.cli.main import cli
+from kdbench.errors import KdbenchError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 wrong input, 3 a plugin's fault, 4 a run failed, 75 stopped."""
+    import click
+
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = cli.main(words, prog_name="kdbench", standalone_mode=False)
+    except KdbenchError as error:
+        if "--debug" in words:
+            raise
+        click.echo(f"kdbench: {error}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"kdbench: {error.format_message()}", err=True)
+        code = 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        click.echo("kdbench: stopped; the same command continues where it was", err=True)
+        code = 75
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+__all__ = ["cli", "main"]

@@ -1,0 +1,85 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_ANCHOR = "fair_baseline"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return the names of a comma-separated list."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def apply(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator that applies several, first one on top."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def available_threads() -> int:
+    """Return the CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def path_option(flag: str, default: str, text: str) -> Callable[[F], F]:
+    """Return an option that takes a folder."""
+    return click.option(flag, default=default, show_default=True, type=click.Path(path_type=Path), help=text)
+
+
+teachers_option = path_option("--teachers", "teachers", "Folder of the teacher artefacts.")
+data_option = path_option("--data", "data", "Folder of the datasets.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads per worker [default: cores / jobs]."
+)
+dataset_option = click.option("--dataset", help="Dataset instead of the pair's own: a name, npz:PATH or folder:PATH.")
+per_class_option = click.option("--per-class", type=click.IntRange(1), help="Keep so many training images per class.")
+anchor_option = click.option(
+    "--anchor", default=DEFAULT_ANCHOR, show_default=True, metavar="NAME|FILE", help="Protocol."
+)
+events_option = click.option("--events", is_flag=True, hidden=True, help="Print events as JSON lines.")
+
+cells_options = apply(
+    click.option("--method", "method", required=True, metavar="M[,M...]", help="Methods, or 'all'."),
+    click.option("--pair", "pair", required=True, metavar="P[,P...]", help="Pairs, or 'all'."),
+    click.option("--seeds", type=click.IntRange(1), help="Number of seeds: 0..N-1  [default: 5]."),
+    click.option("--seed-list", metavar="0,3,7", help="Seeds, instead of --seeds."),
+    dataset_option,
+    per_class_option,
+    anchor_option,
+    click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Set a method's option."),
+    click.option("--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe."),
+    path_option("--out", "runs", "Folder of the runs."),
+    teachers_option,
+    data_option,
+    device_option,
+)
+
+
+def seeds_of(count: int | None, listed: str | None) -> tuple[int, ...]:
+    """Return the seeds a command asks for.
+
+    Raises:
+        click.UsageError: If both or no integers are given.
+    """
+    if listed is None:
+        return tuple(range(5 if count is None else count))
+    if count is not None:
+        raise click.UsageError("--seeds and --seed-list exclude each other; give one")
+    try:
+        return tuple(int(part) for part in names(listed))
+    except ValueError as error:
+        raise click.UsageError(f"--seed-list {listed}: not a list of integers such as 0,3,7") from error

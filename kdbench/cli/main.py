@@ -1,0 +1,89 @@
+"""The ``kdbench`` group: names and one-line helps of all commands, without importing any of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from kdbench import __version__
+from kdbench.errors import PluginError, nearest
+
+_COMMANDS = {
+    "run": ("run", "Train every method and seed of a pair; missing teachers first, finished runs never again."),
+    "plan": ("plan", "Show what run would do: cells, skipped cells with reasons, teachers, cost."),
+    "list": ("show", "List methods, backbones, pairs, datasets, anchors, plugins or teachers."),
+    "show": ("show", "Show one of them: options, defaults, sources, locked keys."),
+    "teacher": ("teacher", "Train, import, verify or list teachers."),
+    "leaderboard": ("leaderboard", "Write tables from the records of runs."),
+    "plugin": ("plugin", "Check that a plugin keeps its contract."),
+    "run-one": ("run_one", "Train runs of a store by id (what run starts for each cohort)."),
+}
+_HIDDEN = {"run-one"}
+
+
+class _Group(click.Group):
+    """Imports a command when it is used; asks plugins only for names that are not ours."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS, *(name for name in super().list_commands(ctx) if name not in _COMMANDS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            module = importlib.import_module(f"kdbench.cli.{_COMMANDS[cmd_name][0]}")
+            command: click.Command = getattr(module, cmd_name.replace("-", "_") + "_command")
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.list_commands(ctx) and not name.startswith("-"):
+            self._ask_plugins(ctx)
+            if name not in self.list_commands(ctx):
+                hint = nearest(name, self.list_commands(ctx))
+                raise click.UsageError(f"unknown command '{name}'.{hint} All: kdbench --help")
+        return super().resolve_command(ctx, args)
+
+    def _ask_plugins(self, ctx: click.Context) -> None:
+        ctx.obj.registry().hook.kdbench_commands(cli=self)
+        if taken := sorted(set(_COMMANDS) & set(self.commands)):
+            raise PluginError(f"a plugin redefines the command '{taken[0]}'; leave it out with --no-plugin")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items() if name not in _HIDDEN])
+        formatter.write_text("Plugins may add commands; kdbench list plugins shows what is loaded.")
+
+
+class State:
+    """Options that hold for every command, and the registry, loaded once when first asked for."""
+
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
+        self.without = without
+        self._registry: Any = None
+
+    def registry(self) -> Any:
+        """Return the loaded registry."""
+        if self._registry is None:
+            from kdbench.registry import load
+
+            self._registry = load(without=self.without)
+        return self._registry
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="kdbench")
+@click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave a plugin out (repeatable).")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, without: tuple[str, ...], debug: bool) -> None:  # noqa: ARG001 (main reads --debug)
+    """Benchmark knowledge distillation: many methods, one trainer, one locked protocol.
+
+    \b
+    kdbench run --method student,vanilla_kd --pair tiny --seeds 3 --anchor fair_baseline_short
+    kdbench leaderboard runs --out board
+    """  # noqa: D301 (click's marker for text it must not wrap)
+    ctx.obj = State(without)

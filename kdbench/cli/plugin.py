@@ -1,0 +1,40 @@
+"""``kdbench plugin``."""
+
+from __future__ import annotations
+
+import click
+
+from kdbench.cli.main import State
+
+
+@click.group("plugin")
+def plugin_command() -> None:
+    """Check that a plugin keeps its contract."""
+
+
+@plugin_command.command("check")
+@click.argument("name")
+@click.pass_obj
+def check(state: State, name: str) -> None:
+    """Run the conformance kit on a method, or on every method of a plugin or distribution."""
+    from kdbench.errors import PluginError, unknown
+    from kdbench.testing import check_method
+
+    registry = state.registry()
+    table = registry.methods
+    chosen = [name] if name in table else [m.name for m in table.values() if name in _owners(table.owner(m.name))]
+    if not chosen:
+        raise PluginError(unknown("method", name, [*table]))
+    bad = 0
+    for method in chosen:
+        results = check_method(table[method])
+        for result in results:
+            click.echo(f"{method}: {result.name}: {'ok' if result.ok else 'FAILED: ' + result.message}")
+        bad += sum(not result.ok for result in results)
+    click.echo(f"{len(chosen)} method(s) checked, {bad} problem(s)")
+    if bad:
+        raise SystemExit(PluginError.exit_code)
+
+
+def _owners(plugin: object) -> tuple[str, str]:
+    return plugin.name, plugin.distribution  # type: ignore[attr-defined]

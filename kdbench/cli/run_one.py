@@ -1,0 +1,102 @@
+"""``kdbench run-one``: what a worker process does; every engine starts this same command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench.cli.arguments import (
+    apply,
+    available_threads,
+    data_option,
+    device_option,
+    events_option,
+    teachers_option,
+    threads_option,
+)
+from kdbench.cli.main import State
+
+
+@click.command("run-one")
+@apply(
+    click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the runs."),
+    click.option("--run", "run_ids", required=True, multiple=True, metavar="ID", help="Run id (repeatable)."),
+    teachers_option,
+    data_option,
+    device_option,
+    threads_option,
+    events_option,
+)
+@click.pass_obj
+def run_one_command(
+    state: State, store: Path, run_ids: tuple[str, ...], teachers: Path, data: Path, device: str,
+    threads: int | None, events: bool,
+) -> None:  # fmt: skip
+    """Train planned runs by id, together; exit 0 if their records are written, 65 if one failed, 75 if stopped."""
+    from kdbench.execution.events import of_record
+    from kdbench.execution.jobs import FAILED
+    from kdbench.execution.worker import StopFlag, emit
+    from kdbench.store import RunStore
+    from kdbench.training.runs import run_cohort
+
+    flag = StopFlag()
+    flag.install()
+    place = workplace(state, teachers, data, device, threads, emit if events else None, flag)
+    records = run_cohort(run_ids, RunStore(store), place)
+    for record in records:
+        if events:
+            emit(of_record(record))
+        else:
+            click.echo(f"{record.run_id}: {record.status} {record.accuracy.last if record.accuracy else record.reason}")
+    if any(record.status == "infra_failed" for record in records):
+        raise SystemExit(FAILED)
+
+
+def workplace(
+    state: State, teachers: Path, data: Path, device: str, threads: int | None,
+    send: Callable[[Any], None] | None, should_stop: Callable[[], bool] = lambda: False,
+) -> Any:  # fmt: skip
+    """Return the workplace of this process; events go to ``send``, and to plugins that observe epochs."""
+    from kdbench.artefacts import TeacherStore
+    from kdbench.execution.worker import epoch_emitter, progress_emitter
+    from kdbench.training.cohort import Workplace
+    from kdbench.training.environment import set_up
+
+    registry = state.registry()
+    tell = epoch_emitter(send) if send else lambda _report: None
+
+    def epoch_ended(report: Any) -> None:
+        tell(report)
+        registry.hook.kdbench_epoch_ended(report=report)
+
+    return Workplace(
+        registry=registry,
+        machine=set_up(device, threads or available_threads()),
+        teachers=TeacherStore(teachers),
+        data_root=data,
+        epoch_ended=epoch_ended,
+        progress=progress_emitter(send) if send else lambda _progress: None,
+        should_stop=should_stop,
+    )
+
+
+def inline_worker(settings: Any, send: Callable[[Any], None], state: State) -> Callable[[Any], None]:
+    """Return what does a job in this process."""
+    from kdbench.cli.teacher import train_by_name
+    from kdbench.execution.events import of_record
+    from kdbench.store import RunStore
+    from kdbench.training.runs import run_cohort
+
+    place = workplace(state, settings.teachers, settings.data, settings.device, settings.threads, send)
+
+    def work(job: Any) -> None:
+        if job.run_ids:
+            for record in run_cohort(job.run_ids, RunStore(settings.store), place):
+                send(of_record(record))
+        else:
+            train_by_name(job.recipe, place, send)
+
+    return work

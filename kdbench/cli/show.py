@@ -1,0 +1,163 @@
+"""``kdbench list`` and ``kdbench show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench.cli.main import State
+
+KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "plugins", "teachers")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.option("--teachers", default="teachers", type=click.Path(path_type=Path), help="Folder of the artefacts.")
+@click.pass_obj
+def list_command(state: State, kind: str, teachers: Path) -> None:
+    """List methods, backbones, pairs, datasets, anchors, plugins or teachers."""
+    from tabulate import tabulate
+
+    if kind == "teachers":
+        from kdbench.cli.teacher import print_teachers
+
+        print_teachers(teachers)
+        return
+    headers, rows = getattr(_Lists, kind)(state.registry())
+    click.echo(tabulate(rows, headers=headers))
+
+
+class _Lists:
+    """One table per kind."""
+
+    @staticmethod
+    def methods(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(m.name, m.version, m.source.year, m.source.title, registry.methods.owner(m.name).distribution)
+                for m in registry.methods.values()]  # fmt: skip
+        return ("method", "version", "year", "source", "distribution"), rows
+
+    @staticmethod
+    def backbones(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(b.name, b.family, b.min_size, registry.backbones.owner(b.name).distribution)
+                for b in registry.backbones.values()]  # fmt: skip
+        return ("backbone", "family", "min pixels", "distribution"), rows
+
+    @staticmethod
+    def pairs(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(p.name, " + ".join(p.teachers), p.student, p.dataset, p.description) for p in registry.pairs.values()]
+        return ("pair", "teachers", "student", "dataset", "description"), rows
+
+    @staticmethod
+    def datasets(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(f"{d.name}:PATH" if d.takes_path else d.name, d.description) for d in registry.datasets.values()]
+        return ("dataset", "description"), rows
+
+    @staticmethod
+    def anchors(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        loaded = [_anchor(name, registry) for name in registry.anchors]
+        rows = [(a.name, a.version, a.schedule.epochs, a.sha256[:12], a.description) for a in loaded]
+        return ("anchor", "version", "epochs", "sha256", "description"), rows
+
+    @staticmethod
+    def plugins(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(p.name, p.distribution, p.version, p.ref().file_sha256[:12], p.file) for p in registry.plugins]
+        return ("plugin", "distribution", "version", "sha256", "file"), rows
+
+
+def _anchor(name: str, registry: Any) -> Any:
+    from kdbench.config.loading import load_anchor
+
+    return load_anchor(name, registry.anchors.as_mapping())
+
+
+@click.command("show")
+@click.argument("name")
+@click.option("--size", type=click.IntRange(1), default=32, show_default=True, help="Input size for a backbone.")
+@click.pass_obj
+def show_command(state: State, name: str, size: int) -> None:
+    """Show a method, backbone, pair, dataset or anchor by NAME."""
+    from kdbench.errors import ConfigError, nearest
+
+    registry = state.registry()
+    views = {
+        "methods": _show_method, "anchors": _show_anchor, "pairs": _show_pair, "datasets": _show_dataset,
+    }  # fmt: skip
+    found = False
+    for kind, view in views.items():
+        if name in getattr(registry, kind):
+            view(name, registry)
+            found = True
+    if name in registry.backbones:
+        _show_backbone(name, registry, size)
+        found = True
+    if not found:
+        known = [n for kind in (*views, "backbones") for n in getattr(registry, kind)]
+        raise ConfigError(f"unknown name '{name}'.{nearest(name, known)} All: kdbench list {'|'.join(KINDS[:-2])}")
+
+
+def _show_method(name: str, registry: Any) -> None:
+    from tabulate import tabulate
+
+    method, owner = registry.methods[name], registry.methods.owner(name)
+    source = method.source
+    click.echo(f"method {name} (version {method.version}, {owner.distribution} {owner.version})")
+    click.echo((method.__doc__ or "").strip().partition("\n")[0])
+    click.echo(f"source: {source.title} ({source.year}) {source.url} {source.code}".rstrip())
+    if source.deviations:
+        click.echo(f"deviations from it: {source.deviations}")
+    rows = [
+        (key, field.annotation.__name__ if isinstance(field.annotation, type) else field.annotation, field.default,
+         ", ".join(map(str, field.metadata)), field.description)
+        for key, field in method.options_type.model_fields.items()
+    ]  # fmt: skip
+    if rows:
+        click.echo(tabulate(rows, headers=("option", "type", "default", "range", "meaning")))
+    for deviation in method.deviations:
+        click.echo(f"deviates from the anchor: {deviation.key} = {deviation.value} ({deviation.reason})")
+
+
+def _show_anchor(name: str, registry: Any) -> None:
+    from tabulate import tabulate
+
+    anchor = _anchor(name, registry)
+    click.echo(f"anchor {anchor.label}, sha256 {anchor.sha256}\n{anchor.description}\n{registry.anchors[name]}")
+    if anchor.lineage:
+        click.echo(f"extends {' < '.join(anchor.lineage)}")
+    rows = [(key, value, "locked" if key in anchor.locked else "") for key, value in anchor.keys().items()]
+    click.echo(tabulate(rows, headers=("key", "value", ""), disable_numparse=True))
+
+
+def _show_pair(name: str, registry: Any) -> None:
+    pair = registry.pairs[name]
+    click.echo(f"pair {name}: {' + '.join(pair.teachers)} -> {pair.student} on {pair.dataset}\n{pair.description}")
+
+
+def _show_dataset(name: str, registry: Any) -> None:
+    dataset = registry.datasets[name]
+    click.echo(f"dataset {name}{':PATH' if dataset.takes_path else ''}: {dataset.description}")
+    if not dataset.takes_path:
+        info = dataset.open("", Path("data")).info
+        click.echo(
+            f"{info.train_size} training and {info.test_size} test images {info.image}, {len(info.classes)} classes, "
+            f"horizontal flips {'allowed' if info.mirror else 'not allowed'}"
+        )
+
+
+def _show_backbone(name: str, registry: Any, size: int) -> None:
+    import torch
+
+    from kdbench.backbones.cost import cost_of
+    from kdbench.errors import ConfigError
+    from kdbench.types import StageShape
+
+    backbone, image = registry.backbones[name], StageShape((3, size, size))
+    if reason := backbone.unfit(image):
+        raise ConfigError(reason)
+    info = backbone.info(100, image)
+    with torch.device("meta"):
+        cost = cost_of(backbone.build(100, 3), image)
+    click.echo(f"backbone {name} ({backbone.family}); {backbone.source.title} ({backbone.source.year})")
+    click.echo(f"at {image}, 100 classes: {info.parameters:,} parameters, {cost.flops:,} FLOPs per image")
+    click.echo(f"stages {', '.join(map(str, info.stages))}; embedding {info.embedding}")

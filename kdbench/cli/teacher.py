@@ -1,0 +1,141 @@
+"""``kdbench teacher``: train, import, verify, list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench.cli.arguments import (
+    anchor_option,
+    apply,
+    data_option,
+    device_option,
+    events_option,
+    per_class_option,
+    teachers_option,
+    threads_option,
+)
+from kdbench.cli.main import State
+
+_place = apply(teachers_option, data_option, device_option, threads_option)
+
+
+@click.group("teacher")
+def teacher_command() -> None:
+    """Train, import, verify or list teachers."""
+
+
+@teacher_command.command("train")
+@click.argument("backbone")
+@click.option("--dataset", required=True, help="A name, npz:PATH or folder:PATH.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the training.")
+@apply(per_class_option, anchor_option, _place, events_option)
+@click.pass_obj
+def train(
+    state: State, backbone: str, dataset: str, seed: int, per_class: int | None, anchor: str, teachers: Path,
+    data: Path, device: str, threads: int | None, events: bool,
+) -> None:  # fmt: skip
+    """Train a teacher by the anchor's recipe; an interrupted training continues, a finished one is kept."""
+    from kdbench.cli.progress import Reporter
+    from kdbench.cli.run_one import workplace
+    from kdbench.execution.worker import StopFlag, emit
+    from kdbench.plan import teacher_cell
+    from kdbench.training.teachers import Recipe
+
+    registry = state.registry()
+    reference, protocol = teacher_cell(backbone, dataset, per_class, anchor, registry, data)
+    recipe = Recipe(backbone, reference, protocol, seed)
+    flag = StopFlag()
+    flag.install()
+    with Reporter(()) as reporter:
+        send = emit if events else reporter.see
+        train_by_name(recipe, workplace(state, teachers, data, device, threads, send, flag), send)
+
+
+def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
+    """Train a recipe and tell its accuracy."""
+    from kdbench.execution.events import Event
+    from kdbench.training.teachers import train_teacher
+
+    manifest = train_teacher(recipe, place)
+    send(Event("teacher", {"name": manifest.name, "accuracy": manifest.accuracy, "sha256": manifest.sha256}))
+
+
+@teacher_command.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dataset", required=True, help="Dataset it was trained for: a name, npz:PATH or folder:PATH.")
+@click.option("--backbone", help="Backbone it fits [default: the only registered one that does].")
+@click.option("--name", help="Name of the artefact [default: from the file name].")
+@click.option(
+    "--normalisation", default="auto", show_default=True, metavar="NAME|M,M,M,S,S,S",
+    help="Input constants: dataset, imagenet, cifar10, cifar100, half, none, six numbers, or auto: the named ones "
+    "tried on training images.",
+)  # fmt: skip
+@click.option("--map", "mapping", type=click.Path(path_type=Path), help="YAML file: key in the file -> our key.")
+@_place
+@click.pass_obj
+def import_(
+    state: State, file: Path, dataset: str, backbone: str | None, name: str | None, normalisation: str,
+    mapping: Path | None, teachers: Path, data: Path, device: str, threads: int | None,
+) -> None:  # fmt: skip
+    """Make an artefact of a foreign checkpoint (.pt, .pth, .th, .safetensors); no code in it is run."""
+    from kdbench.cli.run_one import workplace
+    from kdbench.training.importing import Foreign, import_teacher
+
+    place = workplace(state, teachers, data, device, threads, None)
+    foreign = Foreign(file, dataset, backbone, name, normalisation, mapping)
+    manifest, notes = import_teacher(foreign, place)
+    for note in notes:
+        click.echo(note)
+    click.echo(
+        f"imported {manifest.name}: {manifest.backbone}, {manifest.accuracy:.2f} % on {manifest.test_images} test "
+        f"images, sha256 {manifest.sha256[:12]}"
+    )
+
+
+@teacher_command.command("verify")
+@click.argument("names", nargs=-1)
+@_place
+@click.pass_obj
+def verify(state: State, names: tuple[str, ...], teachers: Path, data: Path, device: str, threads: int | None) -> None:
+    """Check hash and test accuracy of teachers (default: all)."""
+    from kdbench.artefacts import TeacherStore
+    from kdbench.cli.run_one import workplace
+    from kdbench.errors import ConfigError, unknown
+    from kdbench.training.teachers import verify_teacher
+
+    known = TeacherStore(teachers).all()
+    if missing := [name for name in names if name not in {m.name for m in known}]:
+        raise ConfigError(unknown("teacher", missing[0], [m.name for m in known]))
+    place = workplace(state, teachers, data, device, threads, None)
+    for manifest in known:
+        if not names or manifest.name in names:
+            found = verify_teacher(manifest, place)
+            click.echo(
+                f"{manifest.name} on {manifest.dataset.label}: {found.accuracy:.2f} % ({int(found.correct.sum())} of "
+                f"{len(found.labels)}), sha256 ok"
+            )
+
+
+@teacher_command.command("list")
+@teachers_option
+def list_(teachers: Path) -> None:
+    """List the artefacts of a folder."""
+    print_teachers(teachers)
+
+
+def print_teachers(teachers: Path) -> None:
+    """Print a table of the artefacts of a folder."""
+    from tabulate import tabulate
+
+    from kdbench.artefacts import TeacherStore
+
+    rows = [
+        (m.name, m.backbone, m.dataset.label, f"{m.accuracy:.2f}", m.origin, m.recipe, m.sha256[:12])
+        for m in TeacherStore(teachers).all()
+    ]
+    headers = ("name", "backbone", "dataset", "accuracy %", "origin", "recipe", "sha256")
+    click.echo(tabulate(rows, headers=headers, disable_numparse=True) if rows else f"no teachers in {teachers}")

@@ -1,0 +1,57 @@
+"""Pair files: a student, its teachers and the dataset they are usually trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kdbench.config.loading import read_yaml, validate
+from kdbench.config.schema import Name, Section
+from kdbench.errors import ProblemList, unknown
+from kdbench.hooks import hookimpl
+from kdbench.types import Pair
+
+_HERE = Path(__file__).parent
+
+
+class PairFile(Section):
+    """The keys of a pair file."""
+
+    name: Name
+    student: str = Field(description="backbone of the student")
+    teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="backbones of the teachers")
+    dataset: str = Field(description="dataset used unless the command names another")
+    description: str = ""
+
+
+def load_pair(path: Path, backbones: Mapping[str, object], datasets: Mapping[str, object]) -> Pair:
+    """Return the pair a file describes.
+
+    Raises:
+        ConfigError: If the file is wrong or names a backbone or dataset that is not registered.
+    """
+    file = validate(PairFile, read_yaml(path), str(path))
+    named = [("student", file.student), *((f"teachers[{i}]", name) for i, name in enumerate(file.teachers))]
+    problems = [
+        unknown("backbone", name, backbones, where=f"{path}: {key}") for key, name in named if name not in backbones
+    ]
+    if file.dataset.partition(":")[0] not in datasets:
+        problems.append(unknown("dataset", file.dataset, datasets, where=f"{path}: dataset"))
+    if problems:
+        raise ProblemList(problems)
+    return Pair(file.name, file.student, file.teachers, file.dataset, file.description)
+
+
+@hookimpl
+def kdbench_pairs() -> list[Path]:
+    """Register the pair files that ship with kdbench."""
+    return sorted((_HERE / "pairs").glob("*.yaml"))
+
+
+@hookimpl
+def kdbench_anchors() -> list[Path]:
+    """Register the anchor files that ship with kdbench."""
+    return sorted((_HERE / "anchors").glob("*.yaml"))

@@ -1,0 +1,189 @@
+"""What an anchor file may say: every key of the protocol, with its type, range and meaning."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Loss(Section):
+    """Weights and temperature of the supervised and the logit-KD term."""
+
+    ce_alpha: NonNegative = Field(description="weight of the supervised term")
+    kd_alpha: NonNegative = Field(description="weight of the KD term; ce_alpha + kd_alpha must be 1")
+    weights: Literal["anchor", "published"] = Field(
+        "anchor", description="'anchor': these weights for every method; 'published': each method's own published ones"
+    )
+    kd_target: Literal["teacher", "avg", "weighted_conf"] = Field("avg", description="how K teachers become one target")
+    kd_teacher_index: int = Field(0, ge=0, description="which teacher kd_target 'teacher' picks")
+    teacher_weights: tuple[Positive, ...] | None = Field(None, description="weights of kd_target 'avg'; null = equal")
+    tau: Positive = Field(4.0, description="temperature of the KD term")
+    tau_schedule: tuple[Positive, Positive] | None = Field(
+        None, description="[first, last] temperature, linear over the epochs; replaces tau"
+    )
+    ce_label_smoothing: Fraction = Field(0.0, description="label smoothing of the supervised term")
+
+
+class Optimizer(Section):
+    """Optimizer of student and helper modules alike."""
+
+    name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
+    lr: Positive = Field(description="initial learning rate")
+    lr_by_student: dict[str, Positive] = Field(
+        default_factory=dict, description="learning rate of named students, where the protocol's source sets it"
+    )
+    momentum: Fraction = Field(0.9, description="momentum of sgd")
+    nesterov: bool = Field(False, description="Nesterov momentum of sgd")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="betas of adamw")
+    weight_decay: NonNegative = Field(description="weight decay, on all parameters")
+
+
+class Schedule(Section):
+    """Length of the training and the learning rate per epoch."""
+
+    name: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate")
+    epochs: int = Field(ge=1, le=10_000, description="epochs of the student; its last one is scored")
+    warmup_epochs: int = Field(0, ge=0, description="linear warm-up: lr * (epoch + 1) / warmup_epochs")
+    min_lr: NonNegative = Field(0.0, description="where cosine ends")
+    milestones: tuple[int, ...] = Field((), description="0-based epochs at which 'step' multiplies by gamma")
+    gamma: Fraction = Field(0.1, description="factor of 'step'")
+
+
+class Data(Section):
+    """Batches, validation split, augmentation and input mixing."""
+
+    batch_size: int = Field(ge=1, description="images per optimizer step, over all devices")
+    validation_fraction: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="share of each class cut from train; same images for every method and seed"
+    )
+    crop_padding: int = Field(4, ge=0, description="random crop: pixels of padding at 32x32, scaled with the image")
+    padding_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the padding holds")
+    mirror: bool = Field(True, description="horizontal flip with probability 1/2, where the dataset allows it")
+    mixup_alpha: NonNegative = Field(0.0, description="Beta(a, a) of mixup; 0 = off")
+    cutmix_alpha: NonNegative = Field(0.0, description="Beta(a, a) of cutmix; wins over mixup; 0 = off")
+
+
+class Step(Section):
+    """How one optimizer step is computed."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type of the networks")
+    channels_last: bool = Field(True, description="channels-last memory format where the backbone profits")
+    grad_clip_norm: NonNegative = Field(0.0, description="clip the gradient's total norm; 0 = off")
+    accumulate: int = Field(1, ge=1, description="split each batch into this many backward passes")
+    ema_decay: Fraction = Field(0.0, description="decay of the moving average of the weights that is scored; 0 = off")
+
+
+class Freezing(Section):
+    """Partial freezing of the student; a method option of the same name must agree or be declared."""
+
+    use_partial_freeze: bool = Field(False, description="whether parts of the student may be frozen")
+    student_freeze_bn: bool = Field(False, description="whether the student's BatchNorm may be frozen")
+
+
+class Evaluation(Section):
+    """When and how the test split is read. The score is always that of the last epoch."""
+
+    every: int = Field(1, ge=1, description="evaluate after every n-th epoch; the last five always")
+    batch_size: int = Field(500, ge=1, description="images per forward pass")
+
+
+class Anchor(Section):
+    """A named, versioned protocol. Two runs are comparable only if their anchors have the same hash."""
+
+    name: Name
+    version: int = Field(1, ge=1)
+    description: str = ""
+    lineage: tuple[str, ...] = Field((), description="names of the anchors this one extends, nearest first")
+    strict_mode: bool = Field(True, description="refuse other values for locked keys instead of only reporting them")
+    auto_renorm: bool = Field(False, description="divide ce_alpha and kd_alpha by their sum instead of refusing")
+    locked: tuple[str, ...] = Field((), description="dotted keys that nothing may change")
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    data: Data
+    step: Step
+    freezing: Freezing = Freezing()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renormalise(cls, data: object) -> object:
+        """Scale the two alphas to sum 1 where the file asks for it; strict_mode then has to be off."""
+        loss = data.get("loss") if isinstance(data, dict) else None
+        if isinstance(data, dict) and isinstance(loss, dict) and data.get("auto_renorm"):
+            if data.get("strict_mode", True):
+                raise ValueError("auto_renorm: true needs strict_mode: false")
+            ce, kd = float(loss["ce_alpha"]), float(loss["kd_alpha"])
+            shares = (ce / (ce + kd), kd / (ce + kd)) if ce + kd > 0 else (0.5, 0.5)
+            return {**data, "loss": {**loss, "ce_alpha": shares[0], "kd_alpha": shares[1]}}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Anchor:
+        total = self.loss.ce_alpha + self.loss.kd_alpha
+        if abs(total - 1) > 1e-8:
+            raise ValueError(
+                f"loss.ce_alpha {self.loss.ce_alpha:g} + loss.kd_alpha {self.loss.kd_alpha:g} is {total:g}; the sum "
+                "must be 1 (or set auto_renorm: true with strict_mode: false)"
+            )
+        if bad := [key for key in self.locked if key not in self.keys()]:
+            raise ValueError(f"locked: '{bad[0]}' is not a key of an anchor")
+        if self.optimizer.name != "sgd" and self.optimizer.nesterov:
+            raise ValueError("optimizer.nesterov belongs to sgd")
+        if self.data.batch_size % self.step.accumulate:
+            raise ValueError(
+                f"step.accumulate {self.step.accumulate} must divide data.batch_size {self.data.batch_size}"
+            )
+        return self
+
+    def keys(self) -> dict[str, object]:
+        """Return every protocol value under its dotted key, e.g. ``loss.tau``."""
+        return dict(_flatten(self.model_dump(exclude={"name", "version", "description", "lineage", "locked"})))
+
+    @property
+    def family(self) -> str:
+        """Name of the protocol this one descends from: the root of its lineage, or its own name."""
+        return self.lineage[-1] if self.lineage else self.name
+
+    @property
+    def label(self) -> str:
+        """``name-vN``, as it stands in paths and tables."""
+        return f"{self.name}-v{self.version}"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that can change a result (all but the description)."""
+        return canonical_sha256(self.model_dump(mode="json", exclude={"description"}))
+
+    def learning_rate_of(self, student: str) -> float:
+        """Return the initial learning rate for a student backbone."""
+        return self.optimizer.lr_by_student.get(student, self.optimizer.lr)
+
+
+def _flatten(tree: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and key not in {"lr_by_student"}:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def canonical_sha256(value: object) -> str:
+    """Return the sha256 of the canonical JSON of a value (sorted keys, no spaces, ASCII)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

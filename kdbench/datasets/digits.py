@@ -1,0 +1,86 @@
+"""The 1797 handwritten digits that scikit-learn ships: 8x8, one channel, nothing to download."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdbench.datasets.base import Dataset, DatasetInfo, Split
+from kdbench.datasets.checks import no_argument
+from kdbench.datasets.identity import fingerprint
+from kdbench.datasets.splits import first_of_each, permutation, take
+from kdbench.hooks import hookimpl
+from kdbench.seeds import numpy_generator
+from kdbench.types import StageShape
+
+_CLASSES = tuple("0123456789")
+
+
+@hookimpl
+def kdbench_datasets() -> list[Dataset]:
+    """Return the digits dataset."""
+    return [Dataset("digits", open_digits, "1,797 digits of 8x8 pixels from scikit-learn; no download")]
+
+
+def open_digits(argument: str, _root: Path) -> Digits:
+    """Open the digits; they have no place of their own, so the data root is not used."""
+    no_argument("digits", argument)
+    return Digits()
+
+
+@cache
+def _load() -> tuple[Split, Split]:
+    """Return (train, test), see :class:`Digits`."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images: NDArray[np.uint8] = np.rint(bunch.images * 255 / 16).astype(np.uint8)[:, None]
+    labels: NDArray[np.int64] = bunch.target.astype(np.int64)
+    counts = [round(count / 3) for count in np.bincount(labels).tolist()]
+    order = permutation(numpy_generator(0, "split", "digits"), len(labels))
+    test = first_of_each(labels, order, counts)
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    everything = Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return take(everything, train), take(everything, test)
+
+
+class Digits:
+    """Digits with a fixed, class-balanced split.
+
+    Pixel values 0..16 become ``round(x * 255 / 16)``. Of a class with n images, ``round(n / 3)`` are test images: the
+    first in a permutation keyed by ``numpy_generator(0, "split", "digits")``; both splits keep the original order.
+
+    Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
+    """
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Describe the digits."""
+        train, test = _load()
+        content = [part.numpy().tobytes() for part in (train.images, train.labels, test.images, test.labels)]
+        return DatasetInfo(
+            name="digits",
+            slug="digits",
+            classes=_CLASSES,
+            image=StageShape((1, 8, 8)),
+            train_size=len(train),
+            test_size=len(test),
+            fingerprint=fingerprint(content),
+            mirror=False,
+        )
+
+    def train(self) -> Split:
+        """Return the training images, a copy of the caller's own."""
+        return _copy(_load()[0])
+
+    def test(self) -> Split:
+        """Return the test images, a copy of the caller's own."""
+        return _copy(_load()[1])
+
+
+def _copy(split: Split) -> Split:
+    return Split(split.images.clone(), split.labels.clone())

@@ -1,0 +1,65 @@
+"""Every exception of kdbench, and the one form in which a user reads them.
+
+A message says where, what is wrong with the value, what is allowed (or the nearest right name), and what to do.
+The command line prints it without a traceback; ``exit_code`` is the process status.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdbenchError(Exception):
+    """Base of everything kdbench raises on purpose."""
+
+    exit_code = 4
+
+
+class ConfigError(KdbenchError):
+    """The command, a configuration file or an input file is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class PluginError(KdbenchError):
+    """A plugin broke its contract or failed on import."""
+
+    exit_code = 3
+
+
+class RunError(KdbenchError):
+    """A run failed; its record says why."""
+
+    exit_code = 4
+
+
+class StoreError(KdbenchError):
+    """The store cannot be written, or what it holds cannot be trusted."""
+
+    exit_code = 73
+
+
+class ProblemList(ConfigError):
+    """All problems of one command, reported together.
+
+    Args:
+        problems: One complete message each.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean X?' for the known name closest to ``name``, or an empty string."""
+    folded = {k.lower(): k for k in known}
+    match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return f" Did you mean '{folded[match[0]]}'?" if match else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> str:
+    """Return the message for a name nobody registered: what it is, the nearest one, how to see all."""
+    prefix = f"{where}: " if where else ""
+    return f"{prefix}unknown {kind} '{name}'.{nearest(name, known)} All: kdbench list {kind}s"

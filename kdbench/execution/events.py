@@ -1,0 +1,51 @@
+"""What a worker tells its driver: one JSON object a line on standard output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from kdbench.records import EpochReport, Record
+
+Kind = Literal["progress", "epoch", "record", "teacher", "error"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a watcher may want to know.
+
+    Args:
+        kind: What happened.
+        data: Its values, JSON types only.
+    """
+
+    kind: Kind
+    data: dict[str, Any]
+
+    def to_line(self) -> str:
+        """Return the event as one line."""
+        return json.dumps(asdict(self), separators=(",", ":")) + "\n"
+
+    @staticmethod
+    def from_line(line: str) -> Event | None:
+        """Return the event of a line, or None for anything else a plugin may have printed."""
+        try:
+            tree = json.loads(line)
+            return Event(tree["kind"], tree["data"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def of_epoch(report: EpochReport) -> Event:
+    """Return the event of a finished epoch."""
+    return Event("epoch", report.model_dump(mode="json"))
+
+
+def of_record(record: Record) -> Event:
+    """Return the event of a finished run."""
+    accuracy = record.accuracy.last if record.accuracy else None
+    return Event(
+        "record",
+        {"run_id": record.run_id, "status": record.status, "reason": record.reason, "accuracy": accuracy},
+    )

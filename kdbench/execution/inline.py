@@ -1,0 +1,39 @@
+"""The inline engine: jobs run in this process, one after the other; for debuggers, notebooks and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kdbench.execution.jobs import DONE, Job
+from kdbench.execution.local import Ended
+
+
+class InlineExecutor:
+    """Runs a job when it is waited for.
+
+    Args:
+        run: Does a job in this process; its exceptions reach the caller unchanged.
+    """
+
+    def __init__(self, run: Callable[[Job], None]) -> None:
+        self.run = run
+        self._waiting: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._waiting.append(job)
+
+    @property
+    def running(self) -> int:
+        """Number of queued jobs."""
+        return len(self._waiting)
+
+    def wait(self) -> Ended:
+        """Run the next job."""
+        job = self._waiting.pop(0)
+        self.run(job)
+        return Ended(job, DONE, "")
+
+    def cancel(self) -> None:
+        """Forget the queued jobs."""
+        self._waiting.clear()

@@ -1,0 +1,94 @@
+"""Units of work that any engine can run: a teacher to make, or a cohort of runs to train."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdbench.spec import RunSpec
+from kdbench.training.teachers import Recipe
+
+DONE, FAILED, STOPPED = 0, 65, 75
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how jobs run; nothing here changes a result but device type and thread count.
+
+    Args:
+        store: Folder of the runs.
+        teachers: Folder of the teacher artefacts.
+        data: Folder of the datasets.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        threads: CPU threads of each worker.
+        without: Plugins left out.
+    """
+
+    store: Path
+    teachers: Path
+    data: Path
+    device: str
+    threads: int
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of work.
+
+    Args:
+        name: For people.
+        arguments: Of the ``kdbench`` command that does it, without where and how.
+        run_ids: Runs it trains; empty for a teacher.
+        recipe: The teacher it makes, or None.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    run_ids: tuple[str, ...] = ()
+    recipe: Recipe | None = None
+
+    def command(self, settings: Settings) -> list[str]:
+        """Return the command line of a worker process."""
+        plugins = [word for name in settings.without for word in ("--no-plugin", name)]
+        where = [
+            "--teachers", str(settings.teachers), "--data", str(settings.data), "--device", settings.device,
+            "--threads", str(settings.threads), "--events",
+        ]  # fmt: skip
+        return [sys.executable, "-m", "kdbench", *plugins, *self.arguments, *where]
+
+
+def teacher_job(recipe: Recipe, anchor: str) -> Job:
+    """Return the job that trains a teacher."""
+    subset = ["--per-class", str(recipe.dataset.per_class)] if recipe.dataset.per_class else []
+    arguments = (
+        "teacher", "train", recipe.backbone, "--dataset", recipe.dataset.name, "--anchor", anchor,
+        "--seed", str(recipe.seed), *subset,
+    )  # fmt: skip
+    return Job(f"teacher {recipe.name}", arguments, recipe=recipe)
+
+
+def cohort_jobs(specs: Sequence[RunSpec], store: Path, lanes: int) -> list[Job]:
+    """Return the jobs of runs: those that share seed, data, teachers and protocol go together, at most ``lanes`` each.
+
+    Args:
+        specs: Runs still to do, in plan order.
+        store: Folder of the runs.
+        lanes: Most runs trained by one worker at a time, >= 1.
+    """
+    groups: dict[tuple[object, ...], list[RunSpec]] = {}
+    for spec in specs:
+        # A run with deviations may need other batches than the rest: it goes alone.
+        own = spec.method if spec.deviations else ""
+        key = (spec.pair, spec.dataset.label, spec.anchor.sha256, spec.seed, own)
+        groups.setdefault(key, []).append(spec)
+    jobs = []
+    for members in groups.values():
+        for start in range(0, len(members), lanes):
+            ids = tuple(spec.run_id for spec in members[start : start + lanes])
+            words = [word for run_id in ids for word in ("--run", run_id)]
+            name = f"{len(ids)} run(s) of seed {members[0].seed}"
+            jobs.append(Job(name, ("run-one", "--store", str(store), *words), ids))
+    return jobs

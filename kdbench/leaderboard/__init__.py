@@ -1,0 +1,12 @@
+"""Leaderboards: pure functions of records. ``build`` makes the one model from which every output is written."""
+
+from __future__ import annotations
+
+from kdbench.leaderboard.as_csv import to_csv
+from kdbench.leaderboard.as_json import to_json
+from kdbench.leaderboard.as_markdown import to_markdown
+from kdbench.leaderboard.build import build
+from kdbench.leaderboard.model import Cell, Leaderboard
+from kdbench.leaderboard.writing import FORMATS, check_formats, write
+
+__all__ = ["FORMATS", "Cell", "Leaderboard", "build", "check_formats", "to_csv", "to_json", "to_markdown", "write"]

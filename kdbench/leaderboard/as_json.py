@@ -1,0 +1,89 @@
+"""The leaderboard as JSON: every seed's value and every number behind the tables, with full precision."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+
+from pydantic import JsonValue
+
+from kdbench.leaderboard.model import Gain, Leaderboard, Row, Table
+from kdbench.stats import Summary
+
+SCHEMA_VERSION = 1
+Tree = dict[str, JsonValue]
+
+
+def to_json(board: Leaderboard) -> str:
+    """Return the board as indented ASCII JSON; what is unknown or not finite is null."""
+    tree: Tree = {"schema_version": SCHEMA_VERSION, "tables": [_table(table) for table in board.tables]}
+    return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
+
+
+def _table(table: Table) -> Tree:
+    return {
+        "anchor": {"label": table.anchor, "sha256": table.anchor_sha256, "epochs": table.epochs},
+        "dataset": {**table.dataset.model_dump(mode="json"), "label": table.dataset.label},
+        "pair": table.pair,
+        "student_backbone": table.student_backbone,
+        "division": table.division,
+        "score": "last epoch, test top-1 in percent",
+        "seeds": list(table.seeds),
+        "teachers": [teacher.model_dump(mode="json") for teacher in table.teachers],
+        "environment": {key: list(values) for key, values in table.environment.items()},
+        "baselines": list(table.baselines),
+        "absent_baselines": list(table.absent_baselines),
+        "rows": [_row(row) for row in table.rows],
+    }
+
+
+def _row(row: Row) -> Tree:
+    return {
+        "method": row.method,
+        "method_version": row.method_version,
+        "plugins": list(row.plugins),
+        "options": row.options,
+        "deviations": [deviation.model_dump(mode="json") for deviation in row.deviations],
+        "planned": row.planned,
+        "ok": row.count("ok"),
+        "unstable": row.unstable,
+        "intent_to_treat": _summary(row.scored),
+        "ok_only": _summary(row.ok_only),
+        "gains": [_gain(gain) for gain in row.gains],
+        "train_seconds": row.train_seconds,
+        "deployed_parameters": list(row.deployed_parameters),
+        "agreement_with_teacher": row.agreement,
+        "runs": [asdict(outcome) for outcome in row.outcomes],
+    }
+
+
+def _summary(summary: Summary | None) -> JsonValue:
+    return None if summary is None else asdict(summary)
+
+
+def _gain(gain: Gain) -> Tree:
+    # The p-value stays out: without a correction for all comparisons it would only invite claims.
+    difference = gain.difference
+    if difference is None:
+        return {"baseline": gain.baseline, "is_itself": True}
+    return {
+        "baseline": gain.baseline,
+        "is_itself": False,
+        "n": difference.n,
+        "seeds": list(difference.seeds),
+        "differences": list(difference.values),
+        "mean": difference.mean,
+        "std": difference.std,
+        "interval": asdict(difference.interval) if difference.interval else None,
+        "no_interval_because": difference.reason,
+    }
+
+
+def _finite(value: JsonValue) -> JsonValue:
+    """Return the tree with null for every number JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list) else value

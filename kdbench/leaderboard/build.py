@@ -1,0 +1,113 @@
+"""From records to the model: group, refuse what cannot be compared, summarise, pair by seed, sort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kdbench.errors import ConfigError, ProblemList
+from kdbench.leaderboard.checks import cell_problems, group_by, group_problems, row_problems
+from kdbench.leaderboard.model import Cell, Division, Leaderboard, Row, Table
+from kdbench.leaderboard.rows import make_row, with_gains
+from kdbench.records import TeacherUsed
+
+DIVISIONS: tuple[Division, ...] = ("closed", "open")
+Group = tuple[str, str, str]  # anchor label, dataset label, pair
+
+
+def build(cells: Iterable[Cell], baselines: Sequence[str]) -> Leaderboard:
+    """Return the leaderboard of planned runs; the same cells in any order give the same one.
+
+    Args:
+        cells: Every planned run, finished or not.
+        baselines: Methods over which gains are shown, in the order of their columns and rows.
+
+    Raises:
+        ConfigError: If there is no run, or some cannot stand in one table; it names all of them.
+
+    Source:
+        Statistics specification, sections 1, 2, 5 and 7.
+    """
+    groups = group_by(cells, _group)
+    if not groups:
+        raise ConfigError("leaderboard: no runs; give a folder that kdbench run has written")
+    problems: list[str] = []
+    for key, members in sorted(groups.items()):
+        problems += _problems("/".join(key), members)
+    if problems:
+        raise ProblemList(problems)
+    order = tuple(dict.fromkeys(baselines))
+    return Leaderboard(tuple(table for key in sorted(groups) for table in _tables(groups[key], order)))
+
+
+def _group(cell: Cell) -> Group:
+    return cell.spec.anchor.label, cell.spec.dataset.label, cell.spec.pair
+
+
+def _problems(where: str, cells: Sequence[Cell]) -> list[str]:
+    problems = [problem for cell in cells for problem in cell_problems(cell)]
+    shared = group_problems(where, cells)
+    if shared:
+        return problems + shared  # rows of an incomparable table would only repeat it
+    rows = group_by(cells, lambda cell: (cell.spec.method, cell.spec.division))
+    return problems + [problem for _, members in sorted(rows.items()) for problem in row_problems(where, members)]
+
+
+def _tables(cells: Sequence[Cell], baselines: tuple[str, ...]) -> list[Table]:
+    """Return the tables of one group; rows of either division are held against the closed baselines."""
+    by_division: dict[Division, list[Cell]] = {
+        division: [cell for cell in cells if cell.spec.division == division] for division in DIVISIONS
+    }
+    rows = {division: _rows(members) for division, members in by_division.items()}
+    references = {row.method: row for row in rows["closed"]}
+    known = [references[name] for name in baselines if name in references]
+    return [
+        _table(by_division[division], division, [with_gains(row, known) for row in rows[division]], baselines)
+        for division in DIVISIONS
+        if rows[division]
+    ]
+
+
+def _rows(cells: Sequence[Cell]) -> list[Row]:
+    return [make_row(members) for _, members in sorted(group_by(cells, lambda cell: cell.spec.method).items())]
+
+
+def _table(cells: Sequence[Cell], division: Division, rows: Sequence[Row], baselines: tuple[str, ...]) -> Table:
+    spec = min(cells, key=lambda cell: cell.spec.run_id).spec
+    shown = tuple(gain.baseline for gain in rows[0].gains)
+    return Table(
+        anchor=spec.anchor.label,
+        anchor_sha256=spec.anchor.sha256,
+        epochs=spec.anchor.schedule.epochs,
+        dataset=spec.dataset,
+        pair=spec.pair,
+        student_backbone=spec.student,
+        teachers=_teachers(cells),
+        division=division,
+        baselines=shown,
+        absent_baselines=tuple(name for name in baselines if name not in shown),
+        rows=tuple(sorted(rows, key=lambda row: _place(row, baselines))),
+        environment=_environment(cells),
+    )
+
+
+def _place(row: Row, baselines: tuple[str, ...]) -> tuple[int, float, str]:
+    """Return the sort key: baselines in their order, then by mean descending, unscored rows last."""
+    place = baselines.index(row.method) if row.method in baselines else len(baselines)
+    return place, float("inf") if row.scored is None else -row.scored.mean, row.method
+
+
+def _teachers(cells: Sequence[Cell]) -> tuple[TeacherUsed, ...]:
+    used = {(t.name, t.sha256, t.accuracy): t for cell in cells if cell.record for t in cell.record.teachers}
+    return tuple(used[key] for key in sorted(used))
+
+
+def _environment(cells: Sequence[Cell]) -> dict[str, tuple[str, ...]]:
+    """Return the distinct values of what equal bits depend on, over all runs that left a record."""
+    seen: dict[str, set[str]] = {
+        key: set() for key in ("machine", "device", "threads", "precision", "world_size", "torch", "python")
+    }
+    seen |= {"commit": set(), "kdbench": set()}
+    for record in (cell.record for cell in cells if cell.record):
+        for key, value in {**record.environment.model_dump(), "kdbench": record.kdbench_version}.items():
+            seen.get(key, set()).add(str(value))
+    return {key: tuple(sorted(values - {""})) for key, values in seen.items()}

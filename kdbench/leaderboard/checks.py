@@ -1,0 +1,155 @@
+"""Refusals: what may not stand in one table, or one row, is named together with the runs to blame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from kdbench.leaderboard.model import Cell
+from kdbench.records import Record
+from kdbench.spec import RunSpec
+
+SHOWN = 3
+K = TypeVar("K")
+
+
+def group_by(cells: Iterable[Cell], key: Callable[[Cell], K]) -> dict[K, list[Cell]]:
+    """Return the cells of each value of ``key``."""
+    groups: dict[K, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return groups
+
+
+def cell_problems(cell: Cell) -> list[str]:
+    """Return why a record cannot be scored, or does not belong to its spec."""
+    record = cell.record
+    if record is None:
+        return []
+    said, planned = _facts(record), _facts(cell.spec)
+    if changed := [key for key in planned if said[key] != planned[key]]:
+        key = changed[0]
+        return [
+            f"{cell.label}: {key} is {_short(said[key])} in the record and {_short(planned[key])} in the spec beside "
+            "it; restore the file that was changed, or remove the run and start it again"
+        ]
+    if record.status == "ok":
+        score = None if record.accuracy is None else record.accuracy.last
+        if score is None or not 0 <= score <= 100:
+            return [f"{cell.label}: status ok with accuracy {score}; allowed is 0 to 100; remove it and run it again"]
+    if record.status == "diverged" and record.classes < 1:
+        return [f"{cell.label}: {record.classes} classes; a diverged run is scored at 100 / classes; run it again"]
+    return []
+
+
+def group_problems(where: str, cells: Sequence[Cell]) -> list[str]:
+    """Return why these cells of one anchor label, dataset label and pair cannot be compared."""
+    found = [
+        _two(
+            where,
+            "anchors of one name (sha256)",
+            [(cell, cell.spec.anchor.sha256) for cell in cells],
+            "only runs of one protocol are comparable: give the changed anchor a new name or version and run it again",
+        ),
+        _two(
+            where,
+            "datasets of one name (fingerprint)",
+            [(cell, cell.spec.dataset.fingerprint) for cell in cells],
+            "give the datasets different names, or leave one group out",
+        ),
+        _two(
+            where,
+            "backbones trained under one pair name",
+            [(cell, cell.spec.student) for cell in cells],
+            "give the pairs different names, or leave one group out",
+        ),
+        _two(
+            where,
+            "teachers for one table (sha256)",
+            [
+                (cell, " + ".join(teacher.sha256 for teacher in cell.record.teachers))
+                for cell in cells
+                if cell.record and cell.record.teachers
+            ],
+            "all distilled methods need the same teacher: run one group again with the other's, or leave it out",
+        ),
+    ]
+    return [problem for problem in found if problem]
+
+
+def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:
+    """Return why these cells of one method cannot be one row."""
+    where = f"{where}, method '{cells[0].spec.method}'"
+    remedy = "a row holds one configuration: leave one group out or put it in a leaderboard of its own"
+    found = [
+        _two(where, "method versions", [(cell, str(cell.spec.method_version)) for cell in cells], remedy),
+        _two(where, "sets of options", [(cell, _json(cell.spec.options)) for cell in cells], remedy),
+        _two(where, "sets of deviations", [(cell, _deviations(cell.spec)) for cell in cells], remedy),
+    ]
+    problems = [problem for problem in found if problem]
+    if not problems:
+        # Whatever else is hashed; the checks above only say it better.
+        rest = _two(
+            where, "configurations (sha256 without the seed)", [(c, _seedless_sha256(c)) for c in cells], remedy
+        )
+        problems = [rest] if rest else []
+    for seed, same in group_by(cells, lambda cell: cell.spec.seed).items():
+        if len(same) > 1:
+            problems.append(
+                f"{where}: seed {seed} occurs {len(same)} times ({_names(same)}); a seed may be in a row once; "
+                "leave out all but one"
+            )
+    return problems
+
+
+def _facts(side: RunSpec | Record) -> dict[str, str]:
+    """Return what a spec and its record both say."""
+    return {
+        "method": side.method,
+        "method_version": str(side.method_version),
+        "options": _json(side.options),
+        "deviations": _deviations(side),
+        "pair": side.pair,
+        "seed": str(side.seed),
+        "dataset.fingerprint": side.dataset.fingerprint,
+        "anchor_sha256": side.anchor.sha256 if isinstance(side, RunSpec) else side.anchor_sha256,
+        "run_id": side.run_id,
+        "config_sha256": side.config_sha256,
+    }
+
+
+def _two(where: str, what: str, values: Iterable[tuple[Cell, str]], remedy: str) -> str | None:
+    """Return a message if the cells do not all have the same value."""
+    groups: dict[str, list[Cell]] = {}
+    for cell, value in values:
+        groups.setdefault(value, []).append(cell)
+    if len(groups) < 2:
+        return None
+    sides = "; ".join(f"{_short(value)} in {_names(groups[value])}" for value in sorted(groups))
+    return f"{where}: {len(groups)} {what}: {sides}. {remedy[0].upper()}{remedy[1:]}"
+
+
+def _names(cells: Sequence[Cell]) -> str:
+    names = sorted(cell.label for cell in cells)
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(value: str) -> str:
+    """Return hashes as a prefix, everything else whole."""
+    parts = value.split(" + ")
+    hashes = all(len(part) == 64 and not set(part) - set("0123456789abcdef") for part in parts)
+    return " + ".join(part[:12] for part in parts) if hashes else value
+
+
+def _seedless_sha256(cell: Cell) -> str:
+    return cell.spec.model_copy(update={"seed": 0}).config_sha256
+
+
+def _deviations(side: RunSpec | Record) -> str:
+    return _json([deviation.model_dump(mode="json") for deviation in side.deviations])
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

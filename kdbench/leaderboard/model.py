@@ -1,0 +1,160 @@
+"""What a leaderboard holds: frozen values, all outputs are views of them. Accuracies in percent, gains in points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import JsonValue
+
+from kdbench.records import Record, TeacherUsed
+from kdbench.spec import DatasetRef, DeclaredDeviation, RunSpec
+from kdbench.stats import PairedDifference, Summary
+
+CellStatus = Literal["ok", "diverged", "infra_failed", "missing", "skipped"]
+STATUSES: tuple[CellStatus, ...] = ("ok", "diverged", "infra_failed", "missing", "skipped")
+Division = Literal["closed", "open"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One planned run.
+
+    Args:
+        spec: What was planned.
+        record: What came of it; None = not finished.
+        path: Where it was read, for messages.
+    """
+
+    spec: RunSpec
+    record: Record | None = None
+    path: str = ""
+
+    @property
+    def status(self) -> CellStatus:
+        """The record's status; a planned run without a record is ``missing``."""
+        return "missing" if self.record is None else self.record.status
+
+    @property
+    def label(self) -> str:
+        """How messages name this run."""
+        return self.path or self.spec.run_id
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one seed contributes to its row.
+
+    Args:
+        accuracy: Last-epoch test accuracy; None unless ok.
+        score: What enters the mean: the accuracy, chance (100 / classes) if diverged, None otherwise.
+        reason: Why a run is not ok, as its record says.
+    """
+
+    seed: int
+    status: CellStatus
+    accuracy: float | None
+    score: float | None
+    reason: str
+    run_id: str
+    config_sha256: str
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A row's paired difference to one baseline.
+
+    Args:
+        baseline: Method name.
+        difference: Row minus baseline over the common seeds; None for the baseline's own row.
+        show_n: Whether the number of common seeds differs from what either row planned.
+    """
+
+    baseline: str
+    difference: PairedDifference | None
+    show_n: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a table.
+
+    Args:
+        outcomes: One per planned seed, by seed.
+        scored: Mean and std of all scores, diverged runs at chance (intent to treat); None without a score.
+        ok_only: The same of the ok runs alone.
+        gains: One per baseline of the table.
+        train_seconds: Mean over the ok runs.
+        deployed_parameters: Distinct values over the ok runs, ascending; normally one.
+        agreement: Mean over the ok runs of the agreement with the teacher in percent.
+    """
+
+    method: str
+    method_version: int
+    plugins: tuple[str, ...]
+    options: dict[str, JsonValue]
+    deviations: tuple[DeclaredDeviation, ...]
+    outcomes: tuple[Outcome, ...]
+    scored: Summary | None
+    ok_only: Summary | None
+    gains: tuple[Gain, ...]
+    train_seconds: float | None
+    deployed_parameters: tuple[int, ...]
+    agreement: float | None
+
+    def count(self, status: CellStatus) -> int:
+        """Return how many planned runs have a status."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+    @property
+    def planned(self) -> int:
+        """Number of planned runs."""
+        return len(self.outcomes)
+
+    @property
+    def unstable(self) -> bool:
+        """Whether any run diverged."""
+        return self.count("diverged") > 0
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Score of each seed that has one."""
+        return {outcome.seed: outcome.score for outcome in self.outcomes if outcome.score is not None}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one anchor, dataset, pair and division, with where they come from.
+
+    Args:
+        epochs: Epochs of the anchor; the last one is scored.
+        baselines: Baselines whose gain is shown, in column order.
+        absent_baselines: Baselines that were not among the closed runs.
+        teachers: Distinct teachers of the distilled rows.
+        environment: Distinct values of each property of the environments.
+    """
+
+    anchor: str
+    anchor_sha256: str
+    epochs: int
+    dataset: DatasetRef
+    pair: str
+    student_backbone: str
+    teachers: tuple[TeacherUsed, ...]
+    division: Division
+    baselines: tuple[str, ...]
+    absent_baselines: tuple[str, ...]
+    rows: tuple[Row, ...]
+    environment: dict[str, tuple[str, ...]]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All planned seeds, ascending."""
+        return tuple(sorted({outcome.seed for row in self.rows for outcome in row.outcomes}))
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All tables, by anchor, dataset, pair and division."""
+
+    tables: tuple[Table, ...]

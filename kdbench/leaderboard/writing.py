@@ -1,0 +1,55 @@
+"""Which outputs there are, and writing them: each file whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from kdbench.errors import ConfigError, nearest
+from kdbench.files import write_atomic
+from kdbench.leaderboard.as_csv import to_csv
+from kdbench.leaderboard.as_json import to_json
+from kdbench.leaderboard.as_markdown import to_markdown
+from kdbench.leaderboard.model import Leaderboard
+
+NAME = "leaderboard"
+FORMATS: Mapping[str, Callable[[Leaderboard], str]] = MappingProxyType(
+    {"md": to_markdown, "json": to_json, "csv": to_csv}
+)
+PLANNED = ("html", "latex")
+
+
+def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats without repeats.
+
+    Raises:
+        ConfigError: If one is unknown or there is none.
+    """
+    allowed = ", ".join(FORMATS)
+    if not formats:
+        raise ConfigError(f"--format: none given; allowed: {allowed}")
+    for name in formats:
+        if name in PLANNED:
+            raise ConfigError(f"--format: '{name}' is not available yet; allowed: {allowed}")
+        if name not in FORMATS:
+            raise ConfigError(f"--format: unknown format '{name}'.{nearest(name, FORMATS)} Allowed: {allowed}")
+    return tuple(dict.fromkeys(formats))
+
+
+def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Path, ...]:
+    """Write ``leaderboard.FORMAT`` for each format and return the paths; equal boards give equal bytes.
+
+    Args:
+        board: What to write.
+        out_dir: Folder, created if needed.
+        formats: Names from :data:`FORMATS`.
+
+    Raises:
+        ConfigError: If a format is unknown; nothing is written then.
+        StoreError: If a file cannot be written.
+    """
+    texts = {out_dir / f"{NAME}.{name}": FORMATS[name](board) for name in check_formats(formats)}
+    for path, text in texts.items():
+        write_atomic(path, text)
+    return tuple(texts)

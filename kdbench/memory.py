@@ -1,0 +1,86 @@
+"""What training will need, counted before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kdbench.backbones.cost import NetworkCost, cost_of
+from kdbench.plan import Plan
+from kdbench.registry import Registry
+from kdbench.spec import RunSpec
+
+
+def student_costs(plan: Plan, registry: Registry) -> dict[str, NetworkCost]:
+    """Return the cost of each pair's student, by pair name, counted on the meta device."""
+    costs = {}
+    for name, info in plan.infos.items():
+        with torch.device("meta"):
+            network = registry.backbones[info.student.name].build(info.student.classes, info.image.channels)
+        costs[name] = cost_of(network, info.image)
+    return costs
+
+
+def teacher_flops(plan: Plan, registry: Registry) -> dict[str, int]:
+    """Return the forward FLOPs per image of each pair's teachers together, by pair name."""
+    flops = {}
+    for name, info in plan.infos.items():
+        flops[name] = 0
+        for teacher in info.teachers:
+            with torch.device("meta"):
+                network = registry.backbones[teacher.name].build(teacher.classes, info.image.channels)
+            flops[name] += cost_of(network, info.image).flops
+    return flops
+
+
+def too_large(plan: Plan, registry: Registry, available: int) -> list[str]:
+    """Return a message for each student that cannot be trained in the memory there is.
+
+    Args:
+        plan: The plan.
+        registry: Where backbones come from.
+        available: Bytes of the device.
+    """
+    needed: dict[tuple[str, str], int] = {}
+    costs = student_costs(plan, registry)
+    for spec in plan.runs:
+        needed[spec.pair, spec.student] = costs[spec.pair].training_bytes(_images_at_once(spec))
+    return [
+        f"pair '{pair}': training student '{student}' needs at least {size / 2**30:.1f} GiB, this device has "
+        f"{available / 2**30:.1f}; choose a smaller student, an anchor with step.accumulate, or another --device"
+        for (pair, student), size in needed.items()
+        if size > available
+    ]
+
+
+def _images_at_once(spec: RunSpec) -> int:
+    return spec.anchor.data.batch_size // spec.anchor.step.accumulate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will cost.
+
+    Args:
+        images: Images that students are trained on, over all runs to do.
+        petaflops: Floating-point operations of it, teachers' passes included, in 1e15.
+        memory_bytes: Of the largest student in training.
+    """
+
+    images: int
+    petaflops: float
+    memory_bytes: int
+
+
+def estimate(plan: Plan, todo: Sequence[RunSpec], registry: Registry) -> Estimate:
+    """Return the cost of the runs to do; a backward pass counts as two forward passes."""
+    students, teachers = student_costs(plan, registry), teacher_flops(plan, registry)
+    images, flops, largest = 0, 0, 0
+    for spec in todo:
+        seen = plan.train_sizes[spec.pair] * spec.anchor.schedule.epochs
+        images += seen
+        flops += seen * (3 * students[spec.pair].flops + (teachers[spec.pair] if spec.teachers else 0))
+        largest = max(largest, students[spec.pair].training_bytes(_images_at_once(spec)))
+    return Estimate(images, flops / 1e15, largest)

@@ -1,0 +1,123 @@
+"""A method's options in one run: defaults, recommended values, ``--set``, and what the anchor allows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from kdbench.config.loading import validate
+from kdbench.config.schema import Anchor
+from kdbench.errors import ConfigError, PluginError, ProblemList, nearest
+from kdbench.method import AnyMethod, Options
+from kdbench.spec import DeclaredDeviation
+from kdbench.types import Pair
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One ``--set METHOD.OPTION=VALUE``."""
+
+    method: str
+    option: str
+    value: object
+    text: str
+
+    @property
+    def dotted(self) -> str:
+        """``METHOD.OPTION``, the left side."""
+        return f"{self.method}.{self.option}"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def refused(self, key: str, fixed: object, anchor: Anchor) -> str:
+        """Return the message for a setting that touches the anchor."""
+        how = "locks" if key in anchor.locked else "fixes"
+        return (
+            f"--set {self.text}: {key} is {self.value!r}, but anchor {anchor.label} ({anchor.name}.yaml) {how} it at "
+            f"{fixed!r}. Protocols are not changed by the command line; write an anchor of your own (extends: ...)"
+        )
+
+
+def parse_setting(text: str) -> Setting:
+    """Return a parsed setting; the value is read as YAML (numbers, true/false, lists).
+
+    Raises:
+        ConfigError: If it is not ``METHOD.OPTION=VALUE``.
+    """
+    left, equals, right = text.partition("=")
+    method, dot, option = left.strip().partition(".")
+    if not (equals and dot and method and option and right.strip()):
+        raise ConfigError(f"--set {text}: not of the form METHOD.OPTION=VALUE")
+    try:
+        value = yaml.safe_load(right)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not a YAML scalar or list") from error
+    return Setting(method, option, value, text)
+
+
+def resolve_options(method: type[AnyMethod], anchor: Anchor, pair: Pair, settings: Sequence[Setting]) -> Options:
+    """Return the options of a run: field defaults, then recommended values, then settings.
+
+    Raises:
+        ProblemList: If a setting names no option, is out of range, or touches a key of the anchor.
+    """
+    fields = method.options_type.model_fields
+    by_leaf = {key.rpartition(".")[2]: (key, value) for key, value in anchor.keys().items()}
+    values = dict(method.recommended(anchor.family, pair))
+    problems: list[str] = []
+    for setting in settings:
+        if setting.option in fields:
+            values[setting.option] = setting.value
+        elif setting.option in by_leaf:
+            key, fixed = by_leaf[setting.option]
+            problems += [setting.refused(key, fixed, anchor)] if setting.value != fixed else []
+        else:
+            problems.append(
+                f"--set {setting}: method '{method.name}' has no option '{setting.option}'."
+                f"{nearest(setting.option, fields)} Its options: {', '.join(fields) or 'none'} "
+                f"(kdbench show {method.name})"
+            )
+    if problems:
+        raise ProblemList(problems)
+    return validate(method.options_type, values, f"options of method '{method.name}'")
+
+
+def deviations_of(method: type[AnyMethod], anchor: Anchor, options: Options) -> tuple[DeclaredDeviation, ...]:
+    """Return the declared deviations that really deviate from this anchor.
+
+    Raises:
+        PluginError: If the method declares a key no anchor has.
+        ConfigError: If an option has the name of a locked key and another value, undeclared.
+    """
+    keys = anchor.keys()
+    declared = {deviation.key: deviation for deviation in method.deviations}
+    for key in (*declared, *method.owns):
+        if key not in keys:
+            raise PluginError(f"method '{method.name}': '{key}' is no key of an anchor.{nearest(key, keys)}")
+    for name, value in options.model_dump().items():
+        for key in (k for k in anchor.locked if k.rpartition(".")[2] == name):
+            if value != keys[key] and key not in declared:
+                raise ConfigError(
+                    f"method '{method.name}': option {name} is {value!r}, but anchor {anchor.label} "
+                    f"({anchor.name}.yaml) locks {key} at {keys[key]!r}; set it to that, or declare a Deviation"
+                )
+    return tuple(
+        DeclaredDeviation(key=d.key, value=d.value, reason=d.reason)
+        for d in method.deviations
+        if d.value != keys[d.key]
+    )
+
+
+def apply_deviations(anchor: Anchor, deviations: Iterable[DeclaredDeviation]) -> Anchor:
+    """Return the protocol a run really follows: the anchor with its declared deviations."""
+    tree = anchor.model_dump()
+    for deviation in deviations:
+        node = tree
+        *sections, leaf = deviation.key.split(".")
+        for section in sections:
+            node = node[section]
+        node[leaf] = deviation.value
+    return validate(Anchor, tree, f"anchor {anchor.name} with declared deviations")

@@ -1,0 +1,296 @@
+"""From a command to cells: every RunSpec of it, or everything that is wrong with it, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from kdbench.config.loading import load_anchor
+from kdbench.config.schema import Anchor
+from kdbench.datasets.base import DatasetInfo
+from kdbench.datasets.base import Source as DatasetSource
+from kdbench.errors import ConfigError, ProblemList, unknown
+from kdbench.method import AnyMethod
+from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
+from kdbench.registry import Registry
+from kdbench.spec import DatasetRef, RunSpec
+from kdbench.types import NetworkInfo, Pair, PairInfo, StageShape
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command as the user gave it.
+
+    Args:
+        methods: Method names, or ``all``.
+        pairs: Pair names, or ``all``.
+        seeds: Seeds, each >= 0.
+        anchor: Anchor name or file.
+        dataset: Replaces the pairs' own datasets.
+        per_class: Training images kept per class.
+        settings: ``METHOD.OPTION=VALUE`` strings.
+        teacher_names: Artefacts to use instead of the anchor's recipe.
+        data_root: Where datasets live.
+    """
+
+    methods: tuple[str, ...]
+    pairs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    anchor: str
+    dataset: str | None = None
+    per_class: int | None = None
+    settings: tuple[str, ...] = ()
+    teacher_names: tuple[str, ...] = ()
+    data_root: Path = Path("data")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A cell that was asked for and cannot be run, with the reason."""
+
+    method: str
+    pair: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a command.
+
+    Args:
+        runs: One spec per method, pair and seed.
+        skipped: Method and pair combinations that do not fit.
+        infos: Shapes of each pair, by pair name.
+        train_sizes: Training images per epoch, by pair name.
+    """
+
+    runs: tuple[RunSpec, ...]
+    skipped: tuple[Skipped, ...] = ()
+    infos: dict[str, PairInfo] = field(default_factory=dict)
+    train_sizes: dict[str, int] = field(default_factory=dict)
+
+
+class _Problems:
+    """Collects what is wrong, so that one command reports all of it."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def attempt(self, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except ProblemList as error:
+            self.messages += error.problems
+        except ConfigError as error:
+            self.messages.append(str(error))
+        return None
+
+    def raise_if_any(self) -> None:
+        if self.messages:
+            raise ProblemList(self.messages)
+
+
+def make_plan(request: Request, registry: Registry) -> Plan:
+    """Expand a request.
+
+    Raises:
+        ProblemList: With every problem of the command.
+    """
+    problems = _Problems()
+    if not request.seeds or any(seed < 0 for seed in request.seeds) or len(set(request.seeds)) < len(request.seeds):
+        problems.messages.append(f"--seeds: {list(request.seeds)}: give at least one seed, each >= 0 and only once")
+    anchor = problems.attempt(lambda: load_anchor(request.anchor, registry.anchors.as_mapping()))
+    methods = _named(request.methods, registry.methods.as_mapping(), "method", problems)
+    pairs = _named(request.pairs, registry.pairs.as_mapping(), "pair", problems)
+    settings = [s for text in request.settings if (s := problems.attempt(lambda t=text: parse_setting(t)))]  # type: ignore[misc]
+    problems.messages += _stray_settings(settings, methods, registry, anchor)
+    _check_seed_of_anchor(anchor, problems)
+    opened = {pair.name: problems.attempt(lambda p=pair: open_dataset(request, registry, p)) for pair in pairs}  # type: ignore[misc]
+    if anchor is None:
+        problems.raise_if_any()
+        raise AssertionError("an anchor that could not be loaded leaves a problem")
+    runs: list[RunSpec] = []
+    skipped: list[Skipped] = []
+    infos: dict[str, PairInfo] = {}
+    sizes: dict[str, int] = {}
+    for pair in pairs:
+        if (entry := opened[pair.name]) is None:
+            continue
+        reference, info = entry
+        shapes = problems.attempt(lambda p=pair, i=info: pair_info(p, i, registry))  # type: ignore[misc]
+        if shapes is None:
+            continue
+        infos[pair.name] = shapes
+        kept = info.train_size if request.per_class is None else request.per_class * len(info.classes)
+        sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
+        for method in methods:
+            if reason := _unsupported(method, shapes):
+                skipped.append(Skipped(method.name, pair.name, reason))
+                continue
+            cells = problems.attempt(
+                lambda m=method, p=pair, r=reference: _cells(request, registry, anchor, m, p, r, settings)  # type: ignore[misc]
+            )
+            runs += cells or ()
+    problems.raise_if_any()
+    if not runs:
+        reasons = "; ".join(f"{s.method} on {s.pair}: {s.reason}" for s in skipped)
+        raise ConfigError(f"nothing to run: {reasons}")
+    return Plan(tuple(runs), tuple(skipped), infos, sizes)
+
+
+def open_dataset(request: Request, registry: Registry, pair: Pair) -> tuple[DatasetRef, DatasetInfo]:
+    """Return the dataset of a pair, described but not read."""
+    name = request.dataset or pair.dataset
+    info = open_source(name, registry, request.data_root).info
+    if request.per_class is not None and request.per_class * len(info.classes) > info.train_size:
+        raise ConfigError(
+            f"--per-class {request.per_class}: dataset '{name}' has {info.train_size} training images in "
+            f"{len(info.classes)} classes, at most {info.train_size // len(info.classes)} each"
+        )
+    return dataset_ref(info, request.per_class), info
+
+
+def dataset_ref(info: DatasetInfo, per_class: int | None) -> DatasetRef:
+    """Return how specs name a dataset."""
+    return DatasetRef(name=info.name, slug=info.slug, fingerprint=info.fingerprint, per_class=per_class)
+
+
+def open_source(name: str, registry: Registry, root: Path) -> DatasetSource:
+    """Return the opened dataset of a name such as ``digits`` or ``npz:PATH``.
+
+    Raises:
+        ConfigError: If the name is unknown, lacks a path, or has one it does not take.
+    """
+    kind, colon, argument = name.partition(":")
+    if kind not in registry.datasets:
+        raise ConfigError(unknown("dataset", name, registry.datasets.as_mapping()))
+    dataset = registry.datasets[kind]
+    if dataset.takes_path and not argument:
+        raise ConfigError(f"dataset '{name}': needs a path; write {kind}:PATH")
+    if colon and not dataset.takes_path:
+        raise ConfigError(f"dataset '{name}': '{kind}' takes no path; write {kind}")
+    return dataset.open(argument, root)
+
+
+def pair_info(pair: Pair, data: DatasetInfo, registry: Registry) -> PairInfo:
+    """Return the shapes of a pair on a dataset, from dry runs.
+
+    Raises:
+        ProblemList: If the images do not fit a network.
+    """
+    names = (pair.student, *pair.teachers)
+    reasons = [registry.backbones[name].unfit(data.image) for name in dict.fromkeys(names)]
+    if problems := [f"pair '{pair.name}', dataset '{data.name}': {reason}" for reason in reasons if reason]:
+        raise ProblemList(problems)
+    student, *teachers = (network_info(name, len(data.classes), data.image, registry) for name in names)
+    return PairInfo(pair.name, student, tuple(teachers), data.image)
+
+
+def network_info(name: str, classes: int, image: StageShape, registry: Registry) -> NetworkInfo:
+    """Return the shapes of one backbone."""
+    return registry.backbones[name].info(classes, image)
+
+
+def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _Problems) -> list[T]:
+    if tuple(names) == ("all",):
+        return [table[name] for name in sorted(table)]
+    problems.messages += [unknown(kind, name, table, where=f"--{kind}") for name in names if name not in table]
+    return [table[name] for name in dict.fromkeys(names) if name in table]
+
+
+def _check_seed_of_anchor(anchor: Anchor | None, problems: _Problems) -> None:
+    if anchor and anchor.schedule.warmup_epochs >= anchor.schedule.epochs > 1:
+        problems.messages.append(
+            f"anchor {anchor.name}: schedule.warmup_epochs {anchor.schedule.warmup_epochs} is not less than "
+            f"schedule.epochs {anchor.schedule.epochs}"
+        )
+
+
+def _stray_settings(
+    settings: Iterable[Setting], methods: Sequence[type[AnyMethod]], registry: Registry, anchor: Anchor | None
+) -> list[str]:
+    """Return messages for settings of methods that are not in the command, and of anchor keys."""
+    asked = {method.name for method in methods}
+    messages = []
+    for setting in settings:
+        if setting.method in registry.methods.as_mapping():
+            if setting.method not in asked:
+                messages.append(
+                    f"--set {setting}: method '{setting.method}' is not in this command; add it to --method"
+                )
+        elif anchor and setting.dotted.removeprefix("anchor.") in set(anchor.keys()):
+            key = setting.dotted.removeprefix("anchor.")
+            if (value := anchor.keys()[key]) != setting.value:
+                messages.append(setting.refused(key, value, anchor))
+        else:
+            messages.append(unknown("method", setting.method, registry.methods.as_mapping(), where=f"--set {setting}"))
+    return messages
+
+
+def _unsupported(method: type[AnyMethod], shapes: PairInfo) -> str | None:
+    try:
+        return method.supports(shapes)
+    except Exception as error:  # a plugin's fault must not end the planning of the others
+        return f"its supports() failed: {type(error).__name__}: {error}"
+
+
+def _cells(
+    request: Request,
+    registry: Registry,
+    anchor: Anchor,
+    method: type[AnyMethod],
+    pair: Pair,
+    dataset: DatasetRef,
+    settings: Sequence[Setting],
+) -> list[RunSpec]:
+    own = [setting for setting in settings if setting.method == method.name]
+    options = resolve_options(method, anchor, pair, own)
+    deviations = deviations_of(method, anchor, options)
+    apply_deviations(anchor, deviations)  # a deviation that makes no valid protocol is found here, not in the run
+    names = request.teacher_names if method.uses_teacher else ()
+    if names and len(names) != len(pair.teachers):
+        raise ConfigError(
+            f"--teacher: {len(names)} given, pair '{pair.name}' has {len(pair.teachers)}: {', '.join(pair.teachers)}"
+        )
+    return [
+        RunSpec(
+            method=method.name,
+            method_version=method.version,
+            plugin=registry.methods.owner(method.name).ref(),
+            options=options.model_dump(mode="json"),
+            deviations=deviations,
+            pair=pair.name,
+            student=pair.student,
+            teachers=pair.teachers if method.uses_teacher else (),
+            teacher_names=names,
+            dataset=dataset,
+            anchor=anchor,
+            seed=seed,
+        )
+        for seed in request.seeds
+    ]
+
+
+def teacher_cell(
+    backbone: str, dataset: str, per_class: int | None, anchor: str, registry: Registry, data_root: Path
+) -> tuple[DatasetRef, Anchor]:
+    """Return dataset and protocol of one teacher training, checked.
+
+    Raises:
+        ProblemList: With everything that is wrong.
+    """
+    problems = _Problems()
+    protocol = problems.attempt(lambda: load_anchor(anchor, registry.anchors.as_mapping()))
+    network = problems.attempt(lambda: registry.backbones[backbone])
+    request = Request((), (), (0,), anchor, dataset, per_class, data_root=data_root)
+    opened = problems.attempt(lambda: open_dataset(request, registry, Pair("", "", (), dataset)))
+    if network and opened and (reason := network.unfit(opened[1].image)):
+        problems.messages.append(reason)
+    problems.raise_if_any()
+    assert protocol is not None
+    assert opened is not None
+    return opened[0], protocol

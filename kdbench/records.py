@@ -1,0 +1,152 @@
+"""What a run leaves behind: the record, the report of each epoch, and how both are read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+
+from kdbench.config.schema import Section
+from kdbench.errors import StoreError
+from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef
+
+Status = Literal["ok", "diverged", "infra_failed", "skipped"]
+M = TypeVar("M", bound=BaseModel)
+
+
+class TeacherUsed(Section):
+    """A teacher as the run saw it: sha256 of its weights file, test accuracy in percent."""
+
+    name: str
+    sha256: str
+    accuracy: float
+
+
+class Accuracy(Section):
+    """Test accuracies in percent, from integer counts. ``last`` is the score; ``best`` is never ranked."""
+
+    last: float
+    best: float
+    last5_mean: float
+    top5: float
+
+
+class Cost(Section):
+    """What the run cost, and what its result costs to use.
+
+    Args:
+        train_seconds: Time in training steps over all attempts; evaluation and start-up are not in it.
+        images_per_second: Training images per such second.
+        student_forwards: Images the student was run on in training.
+        teacher_forwards: Images run through teachers for this run (in a cohort: its share of the shared pass).
+        peak_memory_bytes: Peak of the device, or of the process on a CPU.
+        train_only_parameters: Trained scalars that are not deployed.
+        deployed_parameters: Scalars of the deployed module.
+        deployed_flops: Floating-point operations of the deployed module for one image.
+    """
+
+    train_seconds: float
+    images_per_second: float
+    student_forwards: int
+    teacher_forwards: int
+    peak_memory_bytes: int
+    train_only_parameters: int
+    deployed_parameters: int
+    deployed_flops: int
+
+
+class Environment(Section):
+    """The five things equal bits depend on (python, torch, device, threads, commit) and a few more."""
+
+    python: str
+    torch: str
+    device: str
+    threads: int
+    commit: str
+    precision: str = ""
+    world_size: int = 1
+    machine: str = ""
+
+
+class Attempt(Section):
+    """One start of the run: when, how it ended, where it went on."""
+
+    started_at: str
+    ended_at: str
+    outcome: str
+    from_epoch: int = 0
+
+
+class EpochReport(Section):
+    """One finished epoch. Loss terms are means over the epoch's images, unweighted, null if not finite; accuracies are in percent."""
+
+    run_id: str
+    phase: str
+    epoch: int
+    epochs: int
+    learning_rate: float
+    losses: dict[str, float | None]
+    train_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    test_accuracy: float | None = None
+    images_per_second: float
+    seconds: float
+
+
+class Record(Section):
+    """The result of one run. A failed run has a record too: its status says so, and ``reason`` why."""
+
+    schema_version: Literal[1] = 1
+    kdbench_version: str
+    run_id: str
+    config_sha256: str
+    status: Status
+    reason: str = ""
+    method: str
+    method_version: int
+    plugin: PluginRef
+    options: dict[str, JsonValue]
+    division: Literal["closed", "open"]
+    deviations: tuple[DeclaredDeviation, ...] = ()
+    pair: str
+    student: str
+    dataset: DatasetRef
+    classes: int
+    anchor: str
+    anchor_sha256: str
+    seed: int
+    teachers: tuple[TeacherUsed, ...] = ()
+    accuracy: Accuracy | None = None
+    nll: float | None = None
+    ece: float | None = None
+    agreement_with_teacher: float | None = None
+    cost: Cost | None = None
+    environment: Environment
+    started_at: str
+    ended_at: str
+    attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
+
+
+def parse_json(model: type[M], path: Path) -> M:
+    """Return the file as a ``model``.
+
+    Raises:
+        StoreError: If it is missing, truncated, foreign, or of a newer schema.
+    """
+    kind = model.__name__.lower()
+    try:
+        tree = json.loads(path.read_bytes())
+        version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
+        if isinstance(version, int) and version > 1:
+            raise StoreError(f"{path}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")
+        return model.model_validate(tree)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{path}: not a {kind} of kdbench: {key}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: not JSON (half-written or foreign): {error}") from error

@@ -1,0 +1,248 @@
+"""The registry: everything plugins bring, under unique names, with the package each came from.
+
+Nothing is imported before :func:`load` is called. Built-ins are modules of ``kdbench.methods``, ``.backbones`` and
+``.datasets``; they are found by listing the packages and registered through the same hooks as entry points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Generic, TypeVar
+
+import pluggy
+
+from kdbench import __version__, hooks
+from kdbench.backbones.base import Backbone
+from kdbench.config.pairs import load_pair
+from kdbench.datasets.base import Dataset
+from kdbench.errors import ConfigError, PluginError, unknown
+from kdbench.method import AnyMethod
+from kdbench.spec import PluginRef
+from kdbench.types import Pair
+
+GROUP = "kdbench"
+_BUILT_IN_PACKAGES = ("kdbench.methods", "kdbench.backbones", "kdbench.datasets", "kdbench.config")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One loaded plugin: a module and the distribution it was installed with."""
+
+    name: str
+    distribution: str
+    version: str
+    file: str
+
+    def ref(self) -> PluginRef:
+        """Return how records name this plugin."""
+        path = Path(self.file)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        return PluginRef(distribution=self.distribution, version=self.version, file_sha256=digest)
+
+
+class Table(Generic[T]):
+    """Values of one kind by name, each with its owner; looking up an unknown name is a clear error."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, tuple[T, Plugin]] = {}
+
+    def add(self, name: str, value: T, owner: Plugin) -> None:
+        """Add a value.
+
+        Raises:
+            PluginError: If the name is taken.
+        """
+        if name in self._entries:
+            other = self._entries[name][1]
+            raise PluginError(
+                f"{self.kind} '{name}' is registered twice: by plugin '{other.name}' ({other.distribution}) and by "
+                f"'{owner.name}' ({owner.distribution}); leave one out with kdbench --no-plugin {owner.name}"
+            )
+        self._entries[name] = (value, owner)
+
+    def __getitem__(self, name: str) -> T:
+        return self._entry(name)[0]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterable[str]:
+        return iter(sorted(self._entries))
+
+    def owner(self, name: str) -> Plugin:
+        """Return the plugin that brought a name."""
+        return self._entry(name)[1]
+
+    def values(self) -> list[T]:
+        """Return all values, sorted by name."""
+        return [self._entries[name][0] for name in sorted(self._entries)]
+
+    def as_mapping(self) -> Mapping[str, T]:
+        """Return names and values, read-only."""
+        return MappingProxyType({name: value for name, (value, _) in self._entries.items()})
+
+    def _entry(self, name: str) -> tuple[T, Plugin]:
+        if name not in self._entries:
+            raise ConfigError(unknown(self.kind, name, self._entries))
+        return self._entries[name]
+
+
+class Registry:
+    """All plugins of this process and what they bring.
+
+    Args:
+        manager: The pluggy manager, for the hooks that observe.
+        plugins: Loaded plugins, in loading order.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager, plugins: Iterable[Plugin]) -> None:
+        self.hook = manager.hook
+        self.plugins = tuple(plugins)
+        self.methods: Table[type[AnyMethod]] = Table("method")
+        self.backbones: Table[Backbone] = Table("backbone")
+        self.datasets: Table[Dataset] = Table("dataset")
+        self.pairs: Table[Pair] = Table("pair")
+        self.anchors: Table[Path] = Table("anchor")
+        by_name = {plugin.name: plugin for plugin in self.plugins}
+        self._fill(manager, by_name, "kdbench_methods", self.methods, lambda m: m.name)
+        self._fill(manager, by_name, "kdbench_backbones", self.backbones, lambda b: b.name)
+        self._fill(manager, by_name, "kdbench_datasets", self.datasets, lambda d: d.name)
+        self._fill(manager, by_name, "kdbench_anchors", self.anchors, lambda path: path.stem)
+        for file, owner in self._returned(manager, by_name, "kdbench_pairs"):
+            pair = load_pair(file, self.backbones.as_mapping(), self.datasets.as_mapping())
+            self.pairs.add(pair.name, pair, owner)
+
+    def _fill(
+        self,
+        manager: pluggy.PluginManager,
+        by_name: Mapping[str, Plugin],
+        hook: str,
+        table: Table[Any],
+        name_of: Callable[[Any], str],
+    ) -> None:
+        for value, owner in self._returned(manager, by_name, hook):
+            table.add(name_of(value), value, owner)
+
+    @staticmethod
+    def _returned(manager: pluggy.PluginManager, by_name: Mapping[str, Plugin], hook: str) -> list[tuple[Any, Plugin]]:
+        """Call a hook plugin by plugin, so that each value has an owner and each failure a culprit."""
+        found: list[tuple[Any, Plugin]] = []
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            owner = by_name[implementation.plugin_name]
+            try:
+                found += [(value, owner) for value in implementation.function() or ()]
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise PluginError(_blame(owner.name, owner.distribution, f"{hook} failed", error)) from error
+        return found
+
+    def no_teacher_baseline(self) -> type[AnyMethod] | None:
+        """Return the baseline method that trains without a teacher, if one is registered."""
+        return next((m for m in self.methods.values() if m.baseline and not m.uses_teacher), None)
+
+
+def load(*, without: Iterable[str] = (), extra: Iterable[ModuleType] = ()) -> Registry:
+    """Import all plugins and return what they bring.
+
+    Args:
+        without: Plugin names (entry points or modules) to leave out.
+        extra: Further modules to register, as a test or notebook would.
+
+    Raises:
+        PluginError: If a plugin fails on import, misspells a hook, or takes a name that exists; it names the culprit.
+    """
+    left_out = set(without)
+    manager = pluggy.PluginManager(hooks.PROJECT)
+    manager.add_hookspecs(hooks)
+    plugins: list[Plugin] = []
+    for module in [*_built_ins(), *extra]:
+        distribution = "kdbench" if module.__name__.startswith("kdbench.") else module.__name__.partition(".")[0]
+        _register(manager, plugins, left_out, module.__name__, module, distribution, __version__)
+    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name):
+        if entry.name not in left_out:
+            distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
+            _register(manager, plugins, left_out, entry.name, _import(entry, distribution), distribution, version)
+    _check_hooks(manager, plugins)
+    known = {plugin.name for plugin in plugins} | {entry.name for entry in metadata.entry_points(group=GROUP)}
+    missing = sorted(name for name in left_out - known if not _is_built_in(name))
+    if missing:
+        raise ConfigError(unknown("plugin", missing[0], known, where="--no-plugin"))
+    return Registry(manager, plugins)
+
+
+def _is_built_in(name: str) -> bool:
+    return any(name.startswith(f"{package}.") for package in _BUILT_IN_PACKAGES)
+
+
+def _built_ins() -> list[ModuleType]:
+    modules = []
+    for package_name in _BUILT_IN_PACKAGES:
+        package = importlib.import_module(package_name)
+        names = [f"{package_name}.{info.name}" for info in pkgutil.iter_modules(package.__path__)]
+        modules += [module for module in map(importlib.import_module, names) if _implements_a_hook(module)]
+    return modules
+
+
+def _implements_a_hook(module: ModuleType) -> bool:
+    return any(hasattr(value, f"{hooks.PROJECT}_impl") for value in vars(module).values())
+
+
+def _import(entry: metadata.EntryPoint, distribution: str) -> ModuleType:
+    try:
+        plugin: ModuleType = entry.load()
+    except Exception as error:
+        raise PluginError(_blame(entry.name, distribution, "fails on import", error)) from error
+    return plugin
+
+
+def _register(
+    manager: pluggy.PluginManager,
+    plugins: list[Plugin],
+    left_out: set[str],
+    name: str,
+    module: ModuleType,
+    distribution: str,
+    version: str,
+) -> None:
+    if name in left_out:
+        return
+    try:
+        manager.register(module, name=name)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise PluginError(_blame(name, distribution, "does not fit the hooks", error)) from error
+    file = inspect.getsourcefile(module) if isinstance(module, ModuleType) else None
+    plugins.append(Plugin(name, distribution, version, file or ""))
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugins: Iterable[Plugin]) -> None:
+    """Refuse hook implementations that match no specification: a misspelt hook would never be called."""
+    specified = {name for name in vars(hooks) if name.startswith("kdbench_")}
+    for plugin in plugins:
+        for implementation in manager.get_hookcallers(manager.get_plugin(plugin.name)) or []:
+            if implementation.name not in specified:
+                raise PluginError(
+                    f"plugin '{plugin.name}' ({plugin.distribution}) implements {implementation.name}: "
+                    + unknown("hook", implementation.name, specified).partition(" All:")[0]
+                    + f" The hooks: {', '.join(sorted(specified))}"
+                )
+
+
+def _blame(name: str, distribution: str, what: str, error: Exception) -> str:
+    kind = type(error).__name__
+    python = ".".join(map(str, sys.version_info[:2]))
+    return (
+        f"plugin '{name}' of distribution '{distribution}' {what}: {kind}: {error} (Python {python}). Repair or "
+        f"uninstall it (pip uninstall {distribution}), or go on without it: kdbench --no-plugin {name} ..."
+    )

@@ -1,0 +1,95 @@
+"""RunSpec: everything one training depends on, frozen, hashed, and readable from disk without any plugin."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from kdbench.config.schema import Anchor, Name, Section, canonical_sha256
+from kdbench.types import Pair
+
+SCHEMA_VERSION = 1
+# Where and by whom a run is made, not what it computes: these may differ between two equal runs.
+RUNTIME_VARIABLE = {"dataset": {"name", "slug"}, "plugin": {"version", "file_sha256"}, "teacher_names": True}
+
+
+class PluginRef(Section):
+    """Which installed package a method came from.
+
+    Args:
+        distribution: Distribution name, ``kdbench`` for built-ins.
+        version: Its version.
+        file_sha256: Hash of the module file that defines the method.
+    """
+
+    distribution: str
+    version: str
+    file_sha256: str = ""
+
+
+class DatasetRef(Section):
+    """Which images a run sees.
+
+    Args:
+        name: As the user wrote it, e.g. ``npz:/data/cifar100.npz``.
+        slug: As it stands in paths.
+        fingerprint: Identifies the content.
+        per_class: Training images kept per class; None = all.
+    """
+
+    name: str
+    slug: Name
+    fingerprint: str
+    per_class: int | None = Field(None, ge=1)
+
+    @property
+    def label(self) -> str:
+        """The slug, with the subset size where there is one: a path component."""
+        return self.slug if self.per_class is None else f"{self.slug}-{self.per_class}pc"
+
+
+class DeclaredDeviation(Section):
+    """A deviation as it stands in spec and record."""
+
+    key: str
+    value: JsonValue
+    reason: str
+
+
+class RunSpec(Section):
+    """One cell of a plan: one student, trained once."""
+
+    schema_version: Literal[1] = 1
+    method: Name
+    method_version: int
+    plugin: PluginRef
+    options: dict[str, JsonValue]
+    deviations: tuple[DeclaredDeviation, ...] = ()
+    pair: Name
+    student: str
+    teachers: tuple[str, ...]
+    teacher_names: tuple[str, ...] = ()  # artefacts asked for by name; empty = the anchor's own recipe
+    dataset: DatasetRef
+    anchor: Anchor
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+
+    @property
+    def division(self) -> Literal["closed", "open"]:
+        """``open`` if the method changes anything the anchor says."""
+        return "open" if self.deviations else "closed"
+
+    @property
+    def run_id(self) -> str:
+        """Where the run lives in its store: anchor/dataset/pair/method/seed."""
+        return f"{self.anchor.label}/{self.dataset.label}/{self.pair}/{self.method}/seed{self.seed}"
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash of all that can change the result; the teacher's weights are hashed in the record."""
+        tree = self.model_dump(mode="json", exclude=RUNTIME_VARIABLE | {"anchor": {"description"}})  # type: ignore[arg-type]
+        return canonical_sha256(tree)
+
+    def as_pair(self) -> Pair:
+        """Return the pair of names this run trains."""
+        return Pair(self.pair, self.student, self.teachers, self.dataset.name)

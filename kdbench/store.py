@@ -1,0 +1,150 @@
+"""The store of runs: one folder per run, one writer per folder, the folders are the truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kdbench.errors import ConfigError, StoreError
+from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
+from kdbench.records import EpochReport, Record, parse_json
+from kdbench.spec import RunSpec
+
+SPEC, RECORD, EPOCHS = "spec.json", "record.json", "epochs.jsonl"
+WEIGHTS, PREDICTIONS, CHECKPOINTS, LOCK = "student.safetensors", "predictions.npz", "checkpoint", "run.lock"
+
+
+class RunBusy(StoreError):
+    """Another process is writing this run."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: Its folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints; it exists only while the run is unfinished."""
+        return self.path / CHECKPOINTS
+
+    def spec(self) -> RunSpec:
+        """Return the stored spec."""
+        return parse_json(RunSpec, self.path / SPEC)
+
+    def record(self) -> Record | None:
+        """Return the stored record, or None; a half-written or foreign one is set aside and counts as none."""
+        path = self.path / RECORD
+        if not path.exists():
+            return None
+        try:
+            return parse_json(Record, path)
+        except StoreError:
+            set_aside(path)
+            return None
+
+    def peek(self) -> Record | None:
+        """Return the stored record or None, changing nothing; raises StoreError if it cannot be read."""
+        path = self.path / RECORD
+        return parse_json(Record, path) if path.exists() else None
+
+    def write_record(self, record: Record) -> None:
+        """Write the record."""
+        write_atomic(self.path / RECORD, record.model_dump_json(indent=2) + "\n")
+
+    def write_epochs(self, reports: Iterable[EpochReport]) -> None:
+        """Write the epoch reports, one JSON object a line."""
+        write_atomic(self.path / EPOCHS, "".join(report.model_dump_json() + "\n" for report in reports))
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder's lock.
+
+        Raises:
+            RunBusy: If another process holds it.
+        """
+        with cannot_write(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise RunBusy(f"{self.path}: another process is training this run; wait for it or stop it") from error
+        try:
+            sweep_temporary(self.path)
+            yield
+        finally:
+            (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+class RunStore:
+    """Runs under a root folder.
+
+    Args:
+        root: Folder; created when the first run is planned.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, run_id: str) -> RunFolder:
+        """Return the folder of a run.
+
+        Raises:
+            ConfigError: If the id would leave the store.
+        """
+        path = self.root / run_id
+        if ".." in Path(run_id).parts or Path(run_id).is_absolute():
+            raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method/seedK)")
+        return RunFolder(path)
+
+    def check_writable(self) -> None:
+        """Raise StoreError unless files can be made in the store."""
+        with cannot_write(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+
+    def register(self, specs: Iterable[RunSpec]) -> None:
+        """Write the spec of every planned run, so that what was planned can be told from what was done.
+
+        Raises:
+            ConfigError: If a folder holds a run of another configuration; nothing is written then.
+        """
+        planned = [(spec, self.folder(spec.run_id)) for spec in specs]
+        for spec, folder in planned:
+            if (folder.path / SPEC).exists() and (old := folder.spec()).config_sha256 != spec.config_sha256:
+                raise ConfigError(_conflict(folder, old, spec))
+        for spec, folder in planned:
+            if not (folder.path / SPEC).exists():
+                write_atomic(folder.path / SPEC, spec.model_dump_json(indent=2) + "\n")
+
+    def runs(self) -> list[tuple[RunFolder, RunSpec]]:
+        """Return all planned runs, sorted by id."""
+        paths = sorted(self.root.rglob(SPEC))
+        return [(RunFolder(path.parent), parse_json(RunSpec, path)) for path in paths]
+
+
+def _conflict(folder: RunFolder, old: RunSpec, new: RunSpec) -> str:
+    a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
+    changed = [key for key in a if a[key] != b.get(key)]
+    if changed == ["options"]:
+        keys = [k for k in b["options"] if a["options"].get(k) != b["options"][k]]
+        detail = ", ".join(f"{k} {a['options'].get(k)} there, {b['options'][k]} now" for k in keys)
+    else:
+        detail = "different " + ", ".join(changed)
+    return f"{folder.path}: holds a run of another configuration ({detail}); choose another --out"

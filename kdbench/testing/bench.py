@@ -1,0 +1,247 @@
+"""The workbench of the kit: tiny real networks, and steps taken in the order and with the seeds of the trainer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench import registry
+from kdbench.backbones.base import Backbone, Network
+from kdbench.config.loading import load_anchor
+from kdbench.config.schema import Anchor
+from kdbench.method import AnyMethod, Batch, Losses, Mix, Phase, total, trainable
+from kdbench.options import apply_deviations, deviations_of
+from kdbench.seeds import stream
+from kdbench.testing.outcome import CheckFailure
+from kdbench.training.schedule import loss_protocol
+from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape
+
+CLASSES, BATCH, TRAIN_SIZE, EPOCHS, SIZE = 5, 8, 32, 4, 16
+ANCHOR = "fair_baseline"
+PAIR = Pair("kit", "resnet8_w4", ("resnet14_w8",), "digits", "tiny networks for the conformance kit")
+
+
+@cache
+def known() -> registry.Registry:
+    """Return everything registered in this process, loaded once."""
+    return registry.load()
+
+
+@cache
+def shipped_anchor(name: str) -> Anchor:
+    """Return an anchor that comes with kdbench."""
+    return load_anchor(name, known().anchors.as_mapping())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a step stands: index of its phase, and 0-based step in that phase."""
+
+    phase: int
+    step: int
+
+
+class Bench:
+    """A method class on a pair of tiny networks.
+
+    Args:
+        method_type: The method to check.
+        pair: Backbones of student and teachers.
+
+    Raises:
+        ConfigError: If a backbone is not registered.
+    """
+
+    def __init__(self, method_type: type[AnyMethod], pair: Pair = PAIR) -> None:
+        self.method_type, self.pair = method_type, pair
+        self.student_backbone = known().backbones[pair.student]
+        size = _fitting_size([self.student_backbone, *(known().backbones[name] for name in pair.teachers)])
+        self.image = StageShape((3, size, size))
+        self.labels = torch.arange(TRAIN_SIZE) % CLASSES
+
+    def __str__(self) -> str:
+        return f"method '{getattr(self.method_type, 'name', self.method_type.__name__)}'"
+
+    @cached_property
+    def info(self) -> PairInfo:
+        """Shapes of the networks, as ``supports`` sees them."""
+        student, *teachers = (_info(name, self.image) for name in (self.pair.student, *self.pair.teachers))
+        return PairInfo(self.pair.name, student, tuple(teachers), self.image)
+
+    @cached_property
+    def context(self) -> Context:
+        """What the method may know when it is built."""
+        return Context(self.info, TRAIN_SIZE, EPOCHS, TRAIN_SIZE // BATCH, BATCH, seed=0)
+
+    @cached_property
+    def anchor(self) -> Anchor:
+        """The protocol, with the method's declared deviations."""
+        anchor = shipped_anchor(ANCHOR)
+        return apply_deviations(anchor, deviations_of(self.method_type, anchor, self.method_type.options_type()))
+
+    @property
+    def teachers(self) -> tuple[Network, ...]:
+        """Frozen teachers in eval mode."""
+        return tuple(_teacher(name, index) for index, name in enumerate(self.pair.teachers))
+
+    def build(self) -> AnyMethod:
+        """Return the method as the trainer builds it."""
+        torch.manual_seed(stream(0, "method"))
+        return self.method_type(self.method_type.options_type(), self.context)
+
+    def start(self) -> Run:
+        """Return a run before its first step."""
+        return Run(self)
+
+
+class Run:
+    """One student in training."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.student = _seeded(bench.student_backbone, "student").train()
+        self.method = bench.build().train()
+        self.method.prepare(bench.labels.clone())
+        self.phases: tuple[Phase, ...] = self.method.phases()
+        self._optimizer: tuple[int, torch.optim.Optimizer] | None = None
+
+    def batch(self, place: Place, *, mixed: bool = False) -> Batch:
+        """Return what the trainer would hand to the method's losses at that place."""
+        bench = self.bench
+        draws = torch.Generator().manual_seed(place.step)
+        images = torch.rand(BATCH, *bench.image.dims, generator=draws)
+        index = torch.randperm(TRAIN_SIZE, generator=draws)[:BATCH]
+        labels, mix = bench.labels[index], None
+        if mixed:
+            partners = torch.randperm(BATCH, generator=draws)
+            images, mix = torch.lerp(images[partners], images, 0.7), Mix(labels[partners], 0.7)
+        epochs = self.phases[place.phase].epochs or EPOCHS
+        torch.manual_seed(stream(0, "dropout", place.phase, place.step))
+        taps = self.method.taps.student.resolve(self.student.stage_count)
+        return Batch(
+            images=images,
+            labels=labels,
+            index=index,
+            student=self.student(images, taps),
+            teachers=self._teach(images),
+            protocol=loss_protocol(bench.anchor, bench.method_type, 0, epochs),
+            epoch=0,
+            progress=place.step / (TRAIN_SIZE // BATCH) / epochs,
+            mix=mix,
+        )
+
+    @torch.no_grad()
+    def _teach(self, images: Tensor) -> tuple[Features, ...]:
+        if not self.method.uses_teacher:
+            return ()
+        taps = self.method.taps.teachers
+        outputs = [(t(images, replace(taps, stages="all")), taps.resolve(t.stage_count)) for t in self.bench.teachers]
+        return tuple(features.narrow(wanted) for features, wanted in outputs)
+
+    def losses(self, place: Place, batch: Batch) -> Losses:
+        """Return the terms of the phase."""
+        return (self.phases[place.phase].losses or self.method.losses)(batch)
+
+    def parameters(self, place: Place) -> list[nn.Parameter]:
+        """Return what the phase trains."""
+        choose = self.phases[place.phase].parameters
+        return list(choose()) if choose else [*trainable(self.student), *trainable(self.method)]
+
+    def step(self, place: Place) -> None:
+        """Do one optimizer step."""
+        optimizer = self.optimizer(place)
+        optimizer.zero_grad()
+        batch = self.batch(place)
+        total(self.losses(place, batch)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            self.method.after_step(batch)
+
+    def optimizer(self, place: Place) -> torch.optim.Optimizer:
+        """Return the optimizer of the phase, a new one when the phase starts."""
+        if self._optimizer is None or self._optimizer[0] != place.phase:
+            self._optimizer = place.phase, torch.optim.SGD(self.parameters(place), lr=0.05, momentum=0.9)
+        return self._optimizer[1]
+
+    def schedule(self) -> list[Place]:
+        """Return the steps of a short run: two in each phase, three in the main one."""
+        return [Place(i, step) for i, phase in enumerate(self.phases) for step in range(3 if phase.is_main else 2)]
+
+    def places(self) -> list[Place]:
+        """Return the first step of each phase."""
+        return [Place(i, 0) for i in range(len(self.phases))]
+
+    def state(self, place: Place) -> dict[str, Any]:
+        """Return what a checkpoint after ``place`` holds, after a round trip through a file.
+
+        Raises:
+            CheckFailure: If the state does not survive it.
+        """
+        state = {
+            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer(place).state_dict(),
+        }
+        file = io.BytesIO()
+        try:
+            torch.save(state, file)
+            file.seek(0)
+            loaded: dict[str, Any] = torch.load(file, weights_only=True)
+        except Exception as error:
+            raise CheckFailure(
+                f"{self.bench}: its state_dict() cannot be read back from a checkpoint: {_first_line(error)}. A state "
+                "holds tensors, numbers, text, lists and dicts only; keep the rest out of get_extra_state()"
+            ) from error
+        return loaded
+
+    def load(self, state: dict[str, Any], place: Place) -> None:
+        """Continue after ``place``.
+
+        Raises:
+            CheckFailure: If a fresh method does not take the state.
+        """
+        self.student.load_state_dict(state["student"])
+        try:
+            self.method.load_state_dict(state["method"])
+        except Exception as error:
+            raise CheckFailure(
+                f"{self.bench}: a fresh object does not load the state of an interrupted run: {_first_line(error)}. "
+                "Make every buffer in __init__, in its final shape"
+            ) from error
+        self.optimizer(place).load_state_dict(state["optimizer"])
+
+
+@cache
+def _info(name: str, image: StageShape) -> NetworkInfo:
+    return known().backbones[name].info(CLASSES, image)
+
+
+@cache
+def _teacher(name: str, index: int) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        network = _seeded(known().backbones[name], f"teacher{index}")
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _seeded(backbone: Backbone, name: str) -> Network:
+    torch.manual_seed(stream(0, "init", name))
+    return backbone.build(CLASSES, 3)
+
+
+def _fitting_size(backbones: Iterable[Backbone]) -> int:
+    """Return the smallest image size from 16 pixels on that all backbones take."""
+    size = SIZE
+    while any(backbone.unfit(StageShape((3, size, size))) for backbone in backbones):
+        size += 1
+    return size
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"

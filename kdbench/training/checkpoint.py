@@ -1,0 +1,83 @@
+"""Checkpoints: whole or absent, found out when damaged, the previous one kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdbench.errors import KdbenchError
+from kdbench.files import set_aside, sweep_temporary, write_atomic
+
+KEEP = 2
+SCHEMA = 1
+_NAME = re.compile(r"^p(\d+)-e(\d+)-s(\d+)-([0-9a-f]{16})\.pt$")
+State = dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, newest last; the content's sha256 is part of the file name.
+
+    Args:
+        path: Folder; created by the first save.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.damaged: list[Path] = []
+
+    def save(self, state: State, position: tuple[int, int, int]) -> None:
+        """Write a state that stands at (phase, epoch, step), then drop all but the newest two.
+
+        Raises:
+            StoreError: If it cannot be written; the older ones are untouched.
+        """
+        buffer = io.BytesIO()
+        torch.save({"schema": SCHEMA, **state}, buffer)
+        data = buffer.getvalue()
+        phase, epoch, step = position
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        write_atomic(self.path / f"p{phase:02d}-e{epoch:05d}-s{step:07d}-{digest}.pt", data)
+        for old in self._files()[:-KEEP]:
+            old.unlink()
+
+    def newest(self) -> State | None:
+        """Return the newest sound state, or None; damaged files are renamed to ``*.corrupt`` and remembered."""
+        if self.path.is_dir():
+            sweep_temporary(self.path)
+        for path in reversed(self._files()):
+            state = self._read(path)
+            if state is not None:
+                return state
+            self.damaged.append(set_aside(path))
+        return None
+
+    def remove(self) -> None:
+        """Delete the folder of a finished run; damaged files set aside are kept."""
+        for path in self._files():
+            path.unlink()
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _files(self) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return sorted(path for path in self.path.iterdir() if _NAME.match(path.name))
+
+    @staticmethod
+    def _read(path: Path) -> State | None:
+        match = _NAME.match(path.name)
+        data = path.read_bytes()
+        if match is None or hashlib.sha256(data).hexdigest()[:16] != match[4]:
+            return None
+        state: State = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        if state.get("schema") != SCHEMA:
+            raise KdbenchError(
+                f"{path}: checkpoint schema {state.get('schema')}, this kdbench reads {SCHEMA}; finish the run with "
+                "the version that started it, or remove its folder"
+            )
+        return state

@@ -1,0 +1,197 @@
+"""From specs to records: prepare a cohort, train its lanes, write what each leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kdbench.artefacts import TeacherManifest, TeacherStore
+from kdbench.backbones.base import Network
+from kdbench.errors import ConfigError
+from kdbench.method import AnyMethod
+from kdbench.options import apply_deviations
+from kdbench.plan import network_info, open_source
+from kdbench.records import EpochReport
+from kdbench.registry import Registry
+from kdbench.spec import RunSpec
+from kdbench.store import RunFolder
+from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.data import CohortData, load_data
+from kdbench.training.environment import Machine
+from kdbench.training.inputs import BatchStream
+from kdbench.training.lane import Lane
+from kdbench.training.networks import load_teacher, new_network
+from kdbench.training.teacher_names import artefact_names
+from kdbench.training.trainer import Observer, Progress, Trainer
+from kdbench.types import Context, PairInfo
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Everything a run needs that does not change its result (but for the machine, which the record states).
+
+    Args:
+        registry: Loaded plugins.
+        machine: Device and threads.
+        teachers: Store of teacher artefacts.
+        data_root: Where datasets live.
+        epoch_ended: Sees each epoch's report.
+        progress: Sees progress about once a second.
+        should_stop: Asked after every step.
+    """
+
+    registry: Registry
+    machine: Machine
+    teachers: TeacherStore
+    data_root: Path
+    epoch_ended: Callable[[EpochReport], None] = lambda _report: None
+    progress: Callable[[Progress], None] = lambda _progress: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Trained:
+    """A lane after its training, with what it was trained on and with."""
+
+    lane: Lane
+    folder: RunFolder
+    data: CohortData
+    teachers: tuple[TeacherManifest, ...]
+    from_epoch: int = 0
+    set_aside: tuple[str, ...] = ()
+
+
+def train_cohort(
+    specs: Sequence[RunSpec],
+    folders: Sequence[RunFolder],
+    workplace: Workplace,
+    method_of: Callable[[RunSpec], type[AnyMethod]],
+) -> list[Trained]:
+    """Train runs that share dataset, anchor, teachers and seed; the caller holds their locks.
+
+    Args:
+        specs: What to train.
+        folders: Where each is kept.
+        workplace: With what.
+        method_of: Class of a spec's method.
+
+    Returns:
+        The lanes at their end: finished, diverged or failed.
+
+    Raises:
+        Interrupted: If asked to stop; all lanes are saved.
+        ConfigError: If dataset or teachers do not fit.
+    """
+    first, machine = specs[0], workplace.machine
+    source = open_source(first.dataset.name, workplace.registry, workplace.data_root)
+    anchor = apply_deviations(first.anchor, first.deviations)
+    data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
+    manifests = _manifests(specs, workplace.teachers)
+    teachers = [_teacher(manifest, data, workplace) for manifest in manifests]
+    batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
+    entries = [
+        _start(spec, folder, data, batches, manifests, workplace, method_of(spec))
+        for spec, folder in zip(specs, folders, strict=True)
+    ]
+    observer = Observer(
+        save=_saver(entries),
+        epoch_ended=workplace.epoch_ended,
+        progress=workplace.progress,
+        should_stop=workplace.should_stop,
+    )
+    Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer).run()
+    return entries
+
+
+def _manifests(specs: Sequence[RunSpec], store: TeacherStore) -> tuple[TeacherManifest, ...]:
+    taught = next((spec for spec in specs if spec.teachers), None)
+    if taught is None:
+        return ()
+    return tuple(store.manifest(taught.dataset, name) for name in artefact_names(taught))
+
+
+def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace) -> Network:
+    if manifest.classes != data.info.classes:
+        raise ConfigError(
+            f"teacher '{manifest.name}': trained on {len(manifest.classes)} classes, dataset '{data.info.name}' has "
+            f"{len(data.info.classes)} (or other names); use a teacher of this dataset: kdbench teacher list"
+        )
+    backbone = workplace.registry.backbones[manifest.backbone]
+    network = load_teacher(workplace.teachers, manifest, backbone)
+    network.place(workplace.machine.device, channels_last=backbone.channels_last)
+    return network
+
+
+def _start(
+    spec: RunSpec,
+    folder: RunFolder,
+    data: CohortData,
+    batches: BatchStream,
+    manifests: Sequence[TeacherManifest],
+    workplace: Workplace,
+    method: type[AnyMethod],
+) -> Trained:
+    """Build a lane and bring it to where its last checkpoint left it."""
+    registry, device, info = workplace.registry, workplace.machine.device, data.info
+    anchor = apply_deviations(spec.anchor, spec.deviations)
+    backbone = registry.backbones[spec.student]
+    student = new_network(backbone, len(info.classes), info.image.channels, spec.seed)
+    student.set_normalisation(data.mean, data.std)
+    student.place(device, channels_last=anchor.step.channels_last and backbone.channels_last)
+    shapes = [network_info(name, len(info.classes), info.image, registry) for name in (spec.student, *spec.teachers)]
+    context = Context(
+        pair=PairInfo(spec.pair, shapes[0], tuple(shapes[1:]), info.image),
+        train_size=len(data.train),
+        epochs=anchor.schedule.epochs,
+        steps_per_epoch=batches.steps,
+        batch_size=batches.batch_size,
+        seed=spec.seed,
+    )
+    lane = Lane(spec, method, student, context, device)
+    lane.method.prepare(data.train.labels)
+    entry = Trained(lane, folder, data, tuple(manifests) if spec.teachers else ())
+    checkpoints = CheckpointFolder(folder.checkpoints)
+    if (state := checkpoints.newest()) is not None:
+        _check_resumable(state, spec, entry.teachers, workplace.machine)
+        lane.load(state)
+        entry.from_epoch = lane.position.epoch
+    entry.set_aside = tuple(path.name for path in checkpoints.damaged)
+    return entry
+
+
+def _check_resumable(
+    state: dict[str, object], spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machine
+) -> None:
+    identity = _identity(spec, teachers, machine)
+    for key, value in identity.items():
+        if state[key] != value:
+            raise ConfigError(
+                f"run {spec.run_id}: was started with {key} {state[key]!r}, now it is {value!r}; it would not end "
+                "with the same bits. Go on as it was started, or choose another --out"
+            )
+
+
+def _identity(spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machine) -> dict[str, object]:
+    return {
+        "config_sha256": spec.config_sha256,
+        "teachers": [teacher.sha256 for teacher in teachers],
+        "device": machine.device.type,
+        "threads": machine.threads,
+        "torch": str(torch.__version__),
+    }
+
+
+def _saver(entries: Sequence[Trained]) -> Callable[[Lane], None]:
+    by_lane = {id(entry.lane): entry for entry in entries}
+
+    def save(lane: Lane) -> None:
+        entry = by_lane[id(lane)]
+        machine = Machine(lane.device, torch.get_num_threads())
+        state = {**lane.state(), **_identity(lane.spec, entry.teachers, machine)}
+        CheckpointFolder(entry.folder.checkpoints).save(state, lane.position.as_tuple())
+        entry.folder.write_epochs(lane.history)
+
+    return save

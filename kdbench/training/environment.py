@@ -1,0 +1,120 @@
+"""Where a run runs: the five things equal bits depend on, set and recorded."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kdbench.errors import ConfigError
+from kdbench.records import Environment
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Device and thread count of this process.
+
+    Args:
+        device: Where networks run.
+        threads: CPU threads torch uses.
+    """
+
+    device: torch.device
+    threads: int
+
+    def describe(self, precision: str) -> Environment:
+        """Return the environment as records state it."""
+        return Environment(
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+            device=self.device.type,
+            threads=self.threads,
+            commit=_commit(),
+            precision=precision,
+            machine=self._name(),
+        )
+
+    def _name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{_processor()} ({os.cpu_count()} cores)"
+
+    def peak_memory(self) -> int:
+        """Return the peak memory so far in bytes: of the device, or of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def set_up(device: str, threads: int) -> Machine:
+    """Choose the device, pin the thread count, and ask for deterministic kernels.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads, >= 1.
+
+    Raises:
+        ConfigError: If the device is not there.
+    """
+    chosen = resolve_device(device)
+    torch.set_num_threads(threads)
+    if chosen.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    return Machine(chosen, threads)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is the first GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: no such device; allowed: auto, cpu, cuda, cuda:N") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"--device {name}: not supported; allowed: auto, cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device
+
+
+@cache
+def _commit() -> str:
+    """Return the commit of the kdbench checkout with '+' if it was changed, or '' for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return run.stdout.strip()
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,98 @@
+"""The batch stream: which images, which crops, flips and mixes, all functions of (seed, epoch) alone.
+
+The dataset lives on the device as uint8; a batch is one gather. Nothing here depends on the method, so all methods of
+a seed see the same pixels, and a resumed run needs no sampler state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdbench.config.schema import Data
+from kdbench.datasets.base import Split
+from kdbench.method import Mix
+from kdbench.seeds import torch_generator
+from kdbench.training.mixing import MixPlan, apply_mix, plan_mixing
+
+REFERENCE_SIZE = 32  # crop_padding is given for this image size
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch before any network: images in [0, 1], labels, sample indices, and how images were mixed."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    mix: Mix | None
+
+
+class BatchStream:
+    """Augmented batches of a training split.
+
+    Args:
+        split: Training images, after the validation split was cut.
+        data: The anchor's data section.
+        seed: Seed of the run.
+        device: Where batches are made.
+        mirror: Whether the dataset allows horizontal flips.
+    """
+
+    def __init__(self, split: Split, data: Data, seed: int, device: torch.device, *, mirror: bool) -> None:
+        self.data, self.seed, self.device = data, seed, device
+        self.size = len(split)
+        self.batch_size = min(data.batch_size, self.size)
+        # A partial last batch is left out: it would have other BatchNorm statistics, and every epoch reshuffles.
+        self.steps = max(1, self.size // self.batch_size)
+        self.height, self.width = split.images.shape[2:]
+        self.padding = round(data.crop_padding * self.height / REFERENCE_SIZE)
+        self.flips = data.mirror and mirror
+        mode = "constant" if data.padding_mode == "zeros" else "reflect"
+        pad = (self.padding,) * 4
+        # Reflection is not defined for uint8, and small integers are exact in float16.
+        padded = F.pad(split.images.half(), pad, mode=mode).to(torch.uint8) if self.padding else split.images
+        self.images = padded.to(device)
+        self.labels = split.labels.to(device)
+        self._rows = torch.arange(self.height)
+        self._columns = torch.arange(self.width)
+        self._epoch: int | str = -1
+
+    def start_epoch(self, epoch: int | str) -> None:
+        """Draw everything random of an epoch at once."""
+        shape = (self.size,)
+        self._order = torch.randperm(self.size, generator=torch_generator(self.seed, "order", epoch))
+        draws = torch_generator(self.seed, "augment", epoch)
+        span = 2 * self.padding + 1
+        self._offsets = torch.randint(span, (2, *shape), generator=draws)
+        self._mirrored = torch.randint(2, shape, generator=draws).bool() & self.flips
+        self._mixes: list[MixPlan] | None = plan_mixing(
+            self.data, self.seed, epoch, self.steps, self.batch_size, (self.height, self.width)
+        )
+        self._epoch = epoch
+
+    def batch(self, epoch: int | str, step: int) -> Inputs:
+        """Return the batch of a step of an epoch (0-based; other phases name theirs)."""
+        if epoch != self._epoch:
+            self.start_epoch(epoch)
+        index = self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        rows = self._offsets[0, index, None] + self._rows
+        columns = torch.where(self._mirrored[index, None], self._columns.flip(0), self._columns)
+        columns = columns + self._offsets[1, index, None]
+        at = index.to(self.device, non_blocking=True)
+        # Advanced indices around the channel axis put it last: (N, H, W, C).
+        window = self.images[
+            at[:, None, None],
+            :,
+            rows.to(self.device, non_blocking=True)[:, :, None],
+            columns.to(self.device, non_blocking=True)[:, None, :],
+        ]
+        images = window.permute(0, 3, 1, 2).float().div_(255)
+        labels = self.labels[at]
+        if self._mixes is None:
+            return Inputs(images, labels, at, None)
+        mixed, mix = apply_mix(self._mixes[step], images, labels)
+        return Inputs(mixed, labels, at, mix)

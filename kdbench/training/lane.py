@@ -1,0 +1,322 @@
+"""A lane: one student being trained. It owns everything its result depends on besides data and teachers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.backbones.base import Network
+from kdbench.datasets.base import Split
+from kdbench.evaluation import evaluate
+from kdbench.method import AnyMethod, Batch, Mix, Phase, total, trainable
+from kdbench.options import apply_deviations
+from kdbench.records import EpochReport
+from kdbench.seeds import stream
+from kdbench.spec import RunSpec
+from kdbench.training.inputs import Inputs
+from kdbench.training.optimizer import make_optimizer
+from kdbench.training.precision import autocast, in_float32, loss_scaler
+from kdbench.training.schedule import learning_rate, loss_protocol
+from kdbench.types import Context, Features
+
+State = dict[str, Any]
+
+
+@dataclass
+class Position:
+    """Where a lane stands: the next step to do."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+    def as_tuple(self) -> tuple[int, int, int]:
+        """Return (phase, epoch, step)."""
+        return self.phase, self.epoch, self.step
+
+
+@dataclass
+class Meters:
+    """Sums over the running epoch; they stay on the device, so that no step waits for it."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add a detached scalar."""
+        held = self.sums.get(name)
+        self.sums[name] = value.detach() if held is None else held + value.detach()
+
+    def means(self) -> dict[str, float]:
+        """Return every sum divided by the images seen."""
+        return {name: float(value) / max(1, self.images) for name, value in self.sums.items()}
+
+
+@dataclass
+class Counters:
+    """Cost of the run so far, over all attempts."""
+
+    train_seconds: float = 0.0
+    images: int = 0
+    student_forwards: int = 0
+    teacher_forwards: float = 0.0
+
+
+class Lane:
+    """One student, its method, optimizer and counters.
+
+    Args:
+        spec: What to train.
+        method_type: Class of the method.
+        student: The student network with its initial weights, on the device.
+        context: What the method may know.
+        device: Where to train.
+    """
+
+    def __init__(
+        self, spec: RunSpec, method_type: type[AnyMethod], student: Network, context: Context, device: torch.device
+    ) -> None:
+        self.spec, self.device, self.context = spec, device, context
+        self.anchor = apply_deviations(spec.anchor, spec.deviations)
+        self.student = student
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(spec.seed, "method"))
+            options = method_type.options_type.model_validate(spec.options)
+            self.method: AnyMethod = method_type(options, context).to(device)
+        self.phases = self.method.phases()
+        self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
+        self.scaler = loss_scaler(self.anchor.step.precision, device)
+        self.average = self._new_average()
+        self.position = Position()
+        self.meters = Meters()
+        self.counters = Counters()
+        self.history: list[EpochReport] = []
+        self.failure: Exception | None = None
+        self.diverged = ""
+        self.optimizer = self._new_optimizer()
+
+    # --- phases and epochs -------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """The running phase."""
+        return self.phases[self.position.phase]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the running phase."""
+        return self.anchor.schedule.epochs if self.phase.epochs is None else self.phase.epochs
+
+    @property
+    def finished(self) -> bool:
+        """Whether all phases are done."""
+        return self.position.phase >= len(self.phases)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is more to train."""
+        return not (self.finished or self.diverged or self.failure)
+
+    @property
+    def stream_key(self) -> int | str:
+        """Key of the epoch's data order: the main phase's is the same for all methods."""
+        return self.position.epoch if self.phase.is_main else f"{self.phase.name}:{self.position.epoch}"
+
+    def rate(self) -> float:
+        """Return the learning rate of the running epoch."""
+        base = self.phase.learning_rate or self.anchor.learning_rate_of(self.spec.student)
+        return learning_rate(self.anchor.schedule, base, self.position.epoch, self.epochs)
+
+    def start_epoch(self) -> None:
+        """Set the epoch's learning rate and train mode; needed after a resume as well."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.student.train()
+        self.method.train()
+
+    def end_epoch(self, validation: Split | None, test_accuracy: float | None) -> EpochReport:
+        """Report the epoch and step to the next one; a non-finite loss ends the lane as diverged."""
+        means = self.meters.means()
+        accuracy = means.pop("correct", None)
+        if not all(map(math.isfinite, means.values())):
+            self.diverged = f"non-finite loss in phase '{self.phase.name}', epoch {self.position.epoch + 1}"
+        report = EpochReport(
+            run_id=self.spec.run_id,
+            phase=self.phase.name,
+            epoch=self.position.epoch,
+            epochs=self.epochs,
+            learning_rate=self.rate(),
+            losses={name: value if math.isfinite(value) else None for name, value in means.items()},
+            train_accuracy=None if accuracy is None else 100 * accuracy,
+            validation_accuracy=self._accuracy_on(validation),
+            test_accuracy=test_accuracy,
+            images_per_second=self.meters.images / max(self.meters.seconds, 1e-9),
+            seconds=self.meters.seconds,
+        )
+        self.history.append(report)
+        self.meters = Meters()
+        self.position.epoch, self.position.step = self.position.epoch + 1, 0
+        if self.position.epoch >= self.epochs:
+            self._next_phase()
+        return report
+
+    def _next_phase(self) -> None:
+        self.position = Position(self.position.phase + 1)
+        while not self.finished and self.epochs == 0:
+            self.position.phase += 1
+        if not self.finished:
+            self.optimizer = self._new_optimizer()
+
+    def _accuracy_on(self, split: Split | None) -> float | None:
+        if split is None or not self.phase.is_main:
+            return None
+        return evaluate(self.deployed(), split, self.device, self.anchor.evaluation.batch_size).accuracy
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    def step(self, inputs: Inputs, teachers: Sequence[Features]) -> None:
+        """Do one optimizer step on a batch; teachers' features are those of the whole batch."""
+        started = time.perf_counter()
+        # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
+        key = ("phase", self.position.phase, self.position.epoch, self.position.step)
+        torch.manual_seed(stream(self.spec.seed, "dropout", *key))
+        chunks = self.anchor.step.accumulate
+        count = len(inputs.labels)
+        size = -(-count // chunks)
+        self.optimizer.zero_grad(set_to_none=True)
+        batches = []
+        for start in range(0, count, size):
+            batch = self._forward(inputs, teachers, slice(start, min(start + size, count)), whole=chunks == 1)
+            self._backward(batch, share=len(batch.labels) / count)
+            batches.append(batch)
+        self._update()
+        with torch.no_grad():
+            for batch in batches:
+                self.method.after_step(batch)
+        self.position.step += 1
+        self.meters.images += count
+        self.counters.images += count
+        self.counters.student_forwards += count
+        self.spend(time.perf_counter() - started)
+
+    def spend(self, seconds: float) -> None:
+        """Add to the training time of the epoch and the run."""
+        self.meters.seconds += seconds
+        self.counters.train_seconds += seconds
+
+    def _forward(self, inputs: Inputs, teachers: Sequence[Features], part: slice, *, whole: bool) -> Batch:
+        images, mix = inputs.images, inputs.mix
+        if not whole:
+            images = images[part]
+            mix = Mix(mix.labels[part], mix.share) if mix else None
+            teachers = [_rows(features, part) for features in teachers]
+        with autocast(self.anchor.step.precision, self.device):
+            features = self.student(images, self.student_taps)
+        epoch, epochs = self.position.epoch, self.epochs
+        return Batch(
+            images=images,
+            labels=inputs.labels[part],
+            index=inputs.index[part],
+            student=in_float32(features),
+            teachers=tuple(teachers),
+            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs),
+            epoch=epoch,
+            progress=(epoch + self.position.step / self.context.steps_per_epoch) / epochs,
+            mix=mix,
+        )
+
+    def _backward(self, batch: Batch, *, share: float) -> None:
+        losses = (self.phase.losses or self.method.losses)(batch)
+        loss = total(losses)
+        self.scaler.scale(loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
+        count = len(batch.labels)
+        for name, term in losses.items():
+            self.meters.add(name, term.value * count)
+        self.meters.add("total", loss * count)
+        if batch.mix is None:
+            self.meters.add("correct", (batch.student.logits.argmax(1) == batch.labels).sum())
+
+    def _update(self) -> None:
+        clip = self.anchor.step.grad_clip_norm
+        if clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self._averaged())
+
+    # --- what is evaluated -------------------------------------------------------------------------------------
+
+    def deployed(self) -> nn.Module:
+        """Return what is evaluated and exported: the method's deployment of the (averaged) student."""
+        if self.average is None:
+            return self.method.deploy(self.student)
+        student, method = cast("nn.ModuleList", self.average.module)
+        return cast("AnyMethod", method).deploy(student)
+
+    def _averaged(self) -> nn.Module:
+        return nn.ModuleList([self.student, self.method])
+
+    def _new_average(self) -> torch.optim.swa_utils.AveragedModel | None:
+        decay = self.anchor.step.ema_decay
+        if not decay:
+            return None
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        return torch.optim.swa_utils.AveragedModel(self._averaged(), multi_avg_fn=average, use_buffers=True)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        choose: Callable[[], Any] | None = self.phase.parameters
+        chosen = list(choose()) if choose else [*trainable(self.student), *trainable(self.method)]
+        return make_optimizer(self.anchor.optimizer, chosen, self.rate())
+
+    # --- checkpoint --------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return everything the rest of the run depends on."""
+        return {
+            "config_sha256": self.spec.config_sha256,
+            "position": list(self.position.as_tuple()),
+            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "meters": {"sums": dict(self.meters.sums), "images": self.meters.images, "seconds": self.meters.seconds},
+            "counters": vars(self.counters).copy(),
+            "history": [report.model_dump_json() for report in self.history],
+        }
+
+    def load(self, state: State) -> None:
+        """Continue from a state."""
+        self.position = Position(*state["position"])
+        self.student.load_state_dict(state["student"])
+        self.method.load_state_dict(state["method"])
+        if not self.finished:
+            self.optimizer = self._new_optimizer()
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        meters = state["meters"]
+        sums = {name: value.to(self.device) for name, value in meters["sums"].items()}
+        self.meters = Meters(sums, meters["images"], meters["seconds"])
+        self.counters = Counters(**state["counters"])
+        self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
+
+
+def _rows(features: Features, part: slice) -> Features:
+    return Features(
+        features.logits[part],
+        None if features.embedding is None else features.embedding[part],
+        tuple(stage[part] for stage in features.stages),
+        tuple(stage[part] for stage in features.pre_stages),
+        features.indices,
+    )

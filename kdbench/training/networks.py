@@ -1,0 +1,82 @@
+"""Networks with weights: new students, and teachers from their artefacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.artefacts import TeacherManifest, TeacherStore
+from kdbench.backbones.base import Backbone, Network
+from kdbench.errors import ConfigError
+from kdbench.seeds import stream
+from kdbench.training.precision import autocast, in_float32
+from kdbench.types import Features, Taps
+
+
+def new_network(backbone: Backbone, classes: int, channels: int, seed: int) -> Network:
+    """Return a network with the initial weights of a seed: the same for every method."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "init", backbone.name))
+        return backbone.build(classes, channels)
+
+
+def load_teacher(store: TeacherStore, manifest: TeacherManifest, backbone: Backbone) -> Network:
+    """Return a teacher as its artefact stores it, frozen and in eval mode.
+
+    Raises:
+        KdbenchError: If the weights are corrupt or do not fit the backbone.
+    """
+    network = backbone.build(len(manifest.classes), manifest.in_channels)
+    fit_state(network, store.weights(manifest), f"teacher '{manifest.name}'")
+    network.set_normalisation(manifest.mean, manifest.std)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def fit_state(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        ConfigError: Naming the keys that are missing, unknown, or of another shape.
+    """
+    own = network.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, needs {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & state.keys())
+        if own[key].shape != state[key].shape
+    ]
+    parts = [("missing", missing), ("unknown", unknown), ("other shape", shapes)]
+    if problems := [f"{what}: {_few(keys)}" for what, keys in parts if keys]:
+        raise ConfigError(f"{where}: the checkpoint does not fit {type(network).__name__}: " + "; ".join(problems))
+    network.load_state_dict(state)
+
+
+def _few(keys: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
+
+
+class TeacherPass:
+    """One pass of all teachers over a batch, shared by the lanes of a cohort.
+
+    Args:
+        teachers: Frozen networks in eval mode, on the device.
+        taps: Union of what the lanes need, one entry per teacher, resolved.
+        precision: The anchor's precision key.
+        device: Where they run.
+    """
+
+    def __init__(self, teachers: Sequence[Network], taps: Taps, precision: str, device: torch.device) -> None:
+        self.teachers = tuple(teachers)
+        self.taps = tuple(taps.resolve(teacher.stage_count) for teacher in teachers)
+        self.precision, self.device = precision, device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Features, ...]:
+        """Return each teacher's features of images (N, C, H, W) in [0, 1]."""
+        with autocast(self.precision, self.device):
+            outputs = [teacher(images, taps) for teacher, taps in zip(self.teachers, self.taps, strict=True)]
+        return tuple(in_float32(features) for features in outputs)

@@ -1,0 +1,167 @@
+"""What a finished lane leaves behind: deployed weights, predictions, and the record, in this order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from kdbench import __version__
+from kdbench.artefacts import PREDICTIONS as TEACHER_PREDICTIONS
+from kdbench.artefacts import TeacherManifest, TeacherStore
+from kdbench.backbones.cost import flops_of
+from kdbench.evaluation import Predictions, read_predicted
+from kdbench.files import write_atomic
+from kdbench.records import Accuracy, Attempt, Cost, Record, Status, TeacherUsed
+from kdbench.store import PREDICTIONS, WEIGHTS
+from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.cohort import Trained
+from kdbench.training.environment import Machine
+from kdbench.training.lane import Lane
+from kdbench.training.trainer import SCORED_EPOCHS
+
+CHANCE_FACTOR = 2  # a final accuracy of at most twice chance counts as diverged
+
+
+def finish(
+    trained: Trained, machine: Machine, store: TeacherStore, attempts: Sequence[Attempt], ended_at: str
+) -> Record:
+    """Write the results of a lane and return its record; the checkpoints go when the record is safe.
+
+    Args:
+        trained: The lane at its end, whatever end.
+        machine: Where it ran.
+        store: Where its teachers' predictions are.
+        attempts: All starts of this run, the last one still without an end.
+        ended_at: ISO time.
+    """
+    lane, folder = trained.lane, trained.folder
+    status, reason = outcome(lane)
+    predictions: Predictions | None = None
+    if status != "infra_failed":
+        module = lane.deployed()
+        predictions = trained.data.test.predict(module)
+        if status == "ok" and predictions.accuracy <= CHANCE_FACTOR * 100 / len(trained.data.info.classes):
+            status, reason = "diverged", f"final accuracy {predictions.accuracy:.2f} % is at most twice chance"
+        write_atomic(folder.path / WEIGHTS, deployed_weights(module, lane))
+        write_atomic(folder.path / PREDICTIONS, predictions.to_npz())
+    folder.write_epochs(lane.history)
+    last = attempts[-1]
+    detail = "; ".join([reason, *(f"damaged checkpoint set aside: {name}" for name in trained.set_aside)]).strip("; ")
+    closed = Attempt(
+        started_at=last.started_at, ended_at=ended_at, outcome=detail or status, from_epoch=trained.from_epoch
+    )
+    record = _record(trained, machine, status, reason, (*attempts[:-1], closed), predictions, store)
+    folder.write_record(record)
+    CheckpointFolder(folder.checkpoints).remove()
+    return record
+
+
+def outcome(lane: Lane) -> tuple[Status, str]:
+    """Return status and reason of a lane, decided from the class of the error, never from a score."""
+    if lane.failure is not None:
+        kind = type(lane.failure).__name__
+        where = f"method '{lane.spec.method}' failed in phase '{lane.phase.name}', epoch {lane.position.epoch + 1}"
+        return "infra_failed", f"{where}: {kind}: {lane.failure}"
+    if lane.diverged:
+        return "diverged", lane.diverged
+    return "ok", ""
+
+
+def deployed_weights(module: nn.Module, lane: Lane) -> bytes:
+    """Return the deployed module as a safetensors file, with backbone and normalisation in its metadata."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    student = lane.student
+    metadata = {
+        "backbone": lane.spec.student,
+        "method": lane.spec.method,
+        "mean": " ".join(map(repr, student.mean.flatten().tolist())),
+        "std": " ".join(map(repr, student.std.flatten().tolist())),
+    }
+    return save(state, metadata)
+
+
+def _record(
+    trained: Trained,
+    machine: Machine,
+    status: Status,
+    reason: str,
+    attempts: tuple[Attempt, ...],
+    predictions: Predictions | None,
+    store: TeacherStore,
+) -> Record:
+    lane, spec = trained.lane, trained.lane.spec
+    return Record(
+        kdbench_version=__version__,
+        run_id=spec.run_id,
+        config_sha256=spec.config_sha256,
+        status=status,
+        reason=reason,
+        method=spec.method,
+        method_version=spec.method_version,
+        plugin=spec.plugin,
+        options=spec.options,
+        division=spec.division,
+        deviations=spec.deviations,
+        pair=spec.pair,
+        student=spec.student,
+        dataset=spec.dataset,
+        classes=len(trained.data.info.classes),
+        anchor=spec.anchor.label,
+        anchor_sha256=spec.anchor.sha256,
+        seed=spec.seed,
+        teachers=tuple(TeacherUsed(name=t.name, sha256=t.sha256, accuracy=t.accuracy) for t in trained.teachers),
+        accuracy=_accuracy(lane, predictions) if predictions else None,
+        nll=_finite(predictions.nll) if predictions else None,
+        ece=_finite(predictions.ece) if predictions else None,
+        agreement_with_teacher=_agreement(predictions, trained.teachers, store) if predictions else None,
+        cost=_cost(lane, machine) if predictions else None,
+        environment=machine.describe(spec.anchor.step.precision),
+        started_at=attempts[0].started_at,
+        ended_at=attempts[-1].ended_at,
+        attempts=attempts,
+    )
+
+
+def _accuracy(lane: Lane, predictions: Predictions) -> Accuracy:
+    epochs = [report.test_accuracy for report in lane.history if report.test_accuracy is not None]
+    tail = epochs[-SCORED_EPOCHS:] or [predictions.accuracy]
+    return Accuracy(
+        last=predictions.accuracy,
+        best=max([*epochs, predictions.accuracy]),
+        last5_mean=sum(tail) / len(tail),
+        top5=predictions.top5_accuracy,
+    )
+
+
+def _agreement(predictions: Predictions, teachers: Sequence[TeacherManifest], store: TeacherStore) -> float | None:
+    """Return agreement with the first teacher in percent; None without a teacher."""
+    if not teachers:
+        return None
+    path = store.folder(teachers[0].dataset, teachers[0].name) / TEACHER_PREDICTIONS
+    same = predictions.predicted == read_predicted(path)
+    return 100 * int(same.sum()) / len(same)
+
+
+def _cost(lane: Lane, machine: Machine) -> Cost:
+    counters, module = lane.counters, lane.deployed()
+    deployed = sum(parameter.numel() for parameter in module.parameters())
+    trained = {id(p): p.numel() for part in (lane.student, lane.method) for p in part.parameters()}
+    kept = {id(p) for p in lane.method.deploy(lane.student).parameters()}
+    return Cost(
+        train_seconds=counters.train_seconds,
+        images_per_second=counters.images / max(counters.train_seconds, 1e-9),
+        student_forwards=counters.student_forwards,
+        teacher_forwards=round(counters.teacher_forwards),
+        peak_memory_bytes=machine.peak_memory(),
+        train_only_parameters=sum(size for key, size in trained.items() if key not in kept),
+        deployed_parameters=deployed,
+        deployed_flops=flops_of(copy.deepcopy(module).to("meta"), lane.context.pair.image),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if torch.isfinite(torch.tensor(value)) else None

@@ -1,0 +1,86 @@
+"""Running planned runs of a store: claim, train, record. A finished run is never run again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from kdbench.errors import KdbenchError
+from kdbench.files import write_atomic
+from kdbench.records import Attempt, Record
+from kdbench.spec import RunSpec
+from kdbench.store import RunFolder, RunStore
+from kdbench.training.cohort import Workplace, train_cohort
+from kdbench.training.results import finish
+
+ATTEMPTS = "attempts.json"
+
+
+def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) -> list[Record]:
+    """Train the unfinished ones of the given runs together and return the records of all.
+
+    Raises:
+        RunBusy: If another process is at one of them.
+        Interrupted: If asked to stop; the runs are saved.
+        ConfigError: If dataset, teachers or checkpoint do not fit.
+    """
+    folders = [store.folder(run_id) for run_id in run_ids]
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(folder.claimed())
+        records = {folder.path: record for folder in folders if (record := folder.record())}
+        todo = [folder for folder in folders if folder.path not in records]
+        if todo:
+            specs = [folder.spec() for folder in todo]
+            for record, folder in zip(_train(specs, todo, workplace), todo, strict=True):
+                records[folder.path] = record
+    return [records[folder.path] for folder in folders]
+
+
+def _train(specs: Sequence[RunSpec], folders: Sequence[RunFolder], workplace: Workplace) -> list[Record]:
+    attempts = {folder.path: _begin(folder) for folder in folders}
+    methods = workplace.registry.methods
+    try:
+        lanes = train_cohort(specs, folders, workplace, lambda spec: methods[spec.method])
+    except KdbenchError as error:
+        for folder in folders:
+            _end(folder, attempts[folder.path], f"{type(error).__name__}: {error}")
+        raise
+    records = []
+    for trained in lanes:
+        starts = attempts[trained.folder.path]
+        record = finish(trained, workplace.machine, workplace.teachers, starts, now())
+        (trained.folder.path / ATTEMPTS).unlink(missing_ok=True)
+        workplace.registry.hook.kdbench_run_finished(record=record)
+        records.append(record)
+    return records
+
+
+def _begin(folder: RunFolder) -> tuple[Attempt, ...]:
+    """Note the start of an attempt on disk, so that even a killed one is in the record."""
+    path = folder.path / ATTEMPTS
+    earlier: list[Attempt] = []
+    if path.exists():
+        with contextlib.suppress(ValueError):  # half-written by nobody we know: the history is a courtesy
+            earlier = [Attempt.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
+    earlier = [a if a.ended_at else a.model_copy(update={"outcome": "killed"}) for a in earlier]
+    attempts = (*earlier, Attempt(started_at=now(), ended_at="", outcome="running"))
+    _write(folder, attempts)
+    return attempts
+
+
+def _end(folder: RunFolder, attempts: tuple[Attempt, ...], outcome: str) -> None:
+    closed = attempts[-1].model_copy(update={"ended_at": now(), "outcome": outcome})
+    _write(folder, (*attempts[:-1], closed))
+
+
+def _write(folder: RunFolder, attempts: Sequence[Attempt]) -> None:
+    text = json.dumps([attempt.model_dump(mode="json") for attempt in attempts], indent=2)
+    write_atomic(folder.path / ATTEMPTS, text + "\n")
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,52 @@
+"""What changes from epoch to epoch, as pure functions of the epoch: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from kdbench.config.schema import Anchor, Loss, Schedule
+from kdbench.method import AnyMethod, LossProtocol
+
+
+def learning_rate(schedule: Schedule, base: float, epoch: int, epochs: int | None = None) -> float:
+    """Return the learning rate of a 0-based epoch.
+
+    Args:
+        schedule: The anchor's schedule.
+        base: Initial rate.
+        epoch: 0-based epoch.
+        epochs: Length of the phase; None = the schedule's.
+    """
+    length = schedule.epochs if epochs is None else epochs
+    warmup = min(schedule.warmup_epochs, length - 1)
+    if epoch < warmup:
+        return base * (epoch + 1) / warmup
+    if schedule.name == "cosine":
+        done = (epoch - warmup) / max(1, length - warmup)
+        return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+    if schedule.name == "step":
+        return base * float(schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones))
+    return base
+
+
+def temperature(loss: Loss, epoch: int, epochs: int) -> float:
+    """Return the KD temperature of a 0-based epoch."""
+    if loss.tau_schedule is None:
+        return loss.tau
+    first, last = loss.tau_schedule
+    return first if epochs <= 1 else first + (last - first) * epoch / (epochs - 1)
+
+
+def loss_protocol(anchor: Anchor, method: type[AnyMethod], epoch: int, epochs: int) -> LossProtocol:
+    """Return the loss settings of a method in an epoch: the anchor's weights, or the method's published ones."""
+    loss, published = anchor.loss, method.published
+    own = loss.weights == "published"
+    return LossProtocol(
+        ce_weight=published.ce if own else loss.ce_alpha,
+        kd_weight=published.kd if own else loss.kd_alpha,
+        tau=temperature(loss, epoch, epochs),
+        label_smoothing=loss.ce_label_smoothing,
+        kd_target=loss.kd_target,
+        teacher_index=loss.kd_teacher_index,
+        teacher_weights=loss.teacher_weights,
+    )

@@ -1,0 +1,191 @@
+"""Making teacher artefacts: training one from the anchor's recipe, importing a foreign checkpoint, verifying."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safetensors.torch import save
+from torch import Tensor
+
+from kdbench import __version__
+from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherManifest, TeacherStore
+from kdbench.backbones.base import Network
+from kdbench.config.schema import Anchor
+from kdbench.datasets.base import DatasetInfo
+from kdbench.errors import KdbenchError, RunError
+from kdbench.evaluation import Predictions, TestSet
+from kdbench.files import write_atomic
+from kdbench.method import Supervised
+from kdbench.plan import open_source
+from kdbench.spec import DatasetRef, PluginRef, RunSpec
+from kdbench.store import RunFolder
+from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.cohort import Trained, Workplace, train_cohort
+from kdbench.training.networks import load_teacher
+from kdbench.training.results import outcome
+from kdbench.training.runs import now
+from kdbench.training.teacher_names import TEACHER_SEED, recipe_name
+
+TRAINING = "training"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained: the anchor's protocol, labels only."""
+
+    backbone: str
+    dataset: DatasetRef
+    anchor: Anchor
+    seed: int = TEACHER_SEED
+
+    @property
+    def name(self) -> str:
+        """Name of the artefact."""
+        return recipe_name(self.backbone, self.anchor, self.seed)
+
+    def spec(self) -> RunSpec:
+        """Return the training as a run without teachers."""
+        return RunSpec(
+            method=Supervised.name,
+            method_version=Supervised.version,
+            plugin=PluginRef(distribution="kdbench", version=__version__),
+            options={},
+            pair=self.backbone,
+            student=self.backbone,
+            teachers=(),
+            dataset=self.dataset,
+            anchor=self.anchor,
+            seed=self.seed,
+        )
+
+
+def recipes_of(specs: Sequence[RunSpec]) -> list[Recipe]:
+    """Return the recipes of all teachers that runs need and do not name themselves, each once."""
+    found: dict[tuple[str, str, str], Recipe] = {}
+    for spec in specs:
+        if not spec.teacher_names:
+            for backbone in spec.teachers:
+                key = (backbone, spec.dataset.label, spec.anchor.sha256)
+                found.setdefault(key, Recipe(backbone, spec.dataset, spec.anchor))
+    return list(found.values())
+
+
+def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
+    """Train a teacher, or return the one that exists; an interrupted training continues.
+
+    Raises:
+        RunError: If its training diverged or failed.
+        KdbenchError: If an artefact of that name was made by another recipe.
+    """
+    store = workplace.teachers
+    spec = recipe.spec()
+    folder = RunFolder(store.folder(recipe.dataset, recipe.name) / TRAINING)
+    with folder.claimed():
+        if store.exists(recipe.dataset, recipe.name):
+            return _existing(store.manifest(recipe.dataset, recipe.name), recipe)
+        (trained,) = train_cohort([spec], [folder], workplace, lambda _spec: Supervised)
+        status, reason = outcome(trained.lane)
+        if status != "ok":
+            raise RunError(f"teacher '{recipe.name}': training {status}: {reason}")
+        manifest = _write_trained(recipe, trained, store)
+        CheckpointFolder(folder.checkpoints).remove()
+    return manifest
+
+
+def _existing(manifest: TeacherManifest, recipe: Recipe) -> TeacherManifest:
+    if manifest.recipe_sha256 != recipe.anchor.sha256 or manifest.dataset.fingerprint != recipe.dataset.fingerprint:
+        raise KdbenchError(
+            f"teacher '{manifest.name}': was made by another recipe (anchor {manifest.recipe_sha256[:12]}, dataset "
+            f"{manifest.dataset.fingerprint[:12]}); raise the anchor's version, or choose another --teachers folder"
+        )
+    return manifest
+
+
+def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> TeacherManifest:
+    network = trained.lane.deployed()
+    assert isinstance(network, Network)
+    predictions = trained.data.test.predict(network)
+    return write_artefact(
+        store,
+        network,
+        predictions,
+        trained.data.info,
+        recipe.dataset,
+        name=recipe.name,
+        backbone=recipe.backbone,
+        origin="trained",
+        recipe=recipe.anchor.label,
+        recipe_sha256=recipe.anchor.sha256,
+        seed=recipe.seed,
+        epochs=recipe.anchor.schedule.epochs,
+    )
+
+
+def write_artefact(
+    store: TeacherStore,
+    network: Network,
+    predictions: Predictions,
+    info: DatasetInfo,
+    dataset: DatasetRef,
+    **about: object,
+) -> TeacherManifest:
+    """Write weights, test predictions and, last, the manifest of a teacher.
+
+    Args:
+        store: Where to.
+        network: The teacher.
+        predictions: On the whole test split.
+        info: The dataset's description.
+        dataset: How specs name the dataset.
+        about: The remaining fields of the manifest: name, backbone, origin, recipe and so on.
+    """
+    state: dict[str, Tensor] = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
+    data = save(state)
+    manifest = TeacherManifest.model_validate(
+        {
+            "dataset": dataset,
+            "classes": info.classes,
+            "in_channels": info.image.channels,
+            "accuracy": predictions.accuracy,
+            "test_images": len(predictions.labels),
+            "mean": tuple(network.mean.flatten().tolist()),
+            "std": tuple(network.std.flatten().tolist()),
+            "sha256": _sha256(data),
+            "created_at": now(),
+            "kdbench_version": __version__,
+            **about,
+        }
+    )
+    folder = store.folder(dataset, manifest.name)
+    write_atomic(folder / WEIGHTS, data)
+    write_atomic(folder / PREDICTIONS, predictions.to_npz())
+    write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def verify_teacher(manifest: TeacherManifest, workplace: Workplace, batch_size: int = 500) -> Predictions:
+    """Check an artefact's hash, run it on the test split, and return its predictions.
+
+    Raises:
+        KdbenchError: If the weights are corrupt or the accuracy is not the recorded one.
+    """
+    backbone = workplace.registry.backbones[manifest.backbone]
+    network = load_teacher(workplace.teachers, manifest, backbone)
+    network.place(workplace.machine.device, channels_last=backbone.channels_last)
+    source = open_source(manifest.dataset.name, workplace.registry, workplace.data_root)
+    predictions = TestSet(source, workplace.machine.device, batch_size).predict(network)
+    # Other devices and libraries may flip a handful of images whose two best logits are almost equal.
+    tolerated = 100 * max(2, round(0.0005 * manifest.test_images)) / manifest.test_images
+    if abs(predictions.accuracy - manifest.accuracy) > tolerated:
+        raise KdbenchError(
+            f"teacher '{manifest.name}': {predictions.accuracy:.2f} % on the test split, its manifest says "
+            f"{manifest.accuracy:.2f} %; dataset or artefact changed"
+        )
+    return predictions
+
+
+def _sha256(data: bytes) -> str:
+
+    return hashlib.sha256(data).hexdigest()

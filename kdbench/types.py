@@ -1,0 +1,230 @@
+"""The values that travel between networks, methods and the trainer: all frozen, none knows a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+Stages = Literal["all"] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a method, backbone or number comes from.
+
+    Args:
+        title: Title of the paper.
+        year: Year of publication.
+        url: Link to the paper.
+        code: ``owner/repository@commit`` of the reference the implementation follows, if any.
+        deviations: How the implementation differs from the paper, in one sentence; empty if it does not.
+    """
+
+    title: str
+    year: int
+    url: str
+    code: str = ""
+    deviations: str = ""
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """Shape of one stage's output without the batch axis: a map (C,H,W) or tokens (T,D)."""
+
+    dims: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C of a map, or width D of a token."""
+        return self.dims[0] if self.is_map else self.dims[1]
+
+    @property
+    def height(self) -> int:
+        """Height of a map in pixels; 1 for tokens."""
+        return self.dims[1] if self.is_map else 1
+
+    @property
+    def width(self) -> int:
+        """Width of a map in pixels; the number of tokens otherwise."""
+        return self.dims[2] if self.is_map else self.dims[0]
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the stage is a feature map (else a sequence of tokens)."""
+        return len(self.dims) == 3
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.dims))
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What a method needs from a network besides the logits; a network returns only what is asked for.
+
+    Args:
+        stages: Stage indices, 0 = stem, negative counts from the deepest; or ``"all"``.
+        pre_activation: The same stages before their last activation, too.
+        embedding: The pooled penultimate vector.
+    """
+
+    stages: Stages = ()
+    pre_activation: bool = False
+    embedding: bool = False
+
+    def resolve(self, count: int) -> Taps:
+        """Return the same taps with stage indices in 0..count-1.
+
+        Raises:
+            IndexError: If a stage does not exist.
+        """
+        wanted = range(count) if self.stages == "all" else self.stages
+        resolved = tuple(index + count if index < 0 else index for index in wanted)
+        if bad := [index for index in resolved if not 0 <= index < count]:
+            raise IndexError(f"stage {bad[0]} does not exist: the network has stages 0..{count - 1}")
+        return replace(self, stages=resolved)
+
+    def __or__(self, other: Taps) -> Taps:
+        """Return the union; both sides must be resolved unless one asks for all stages."""
+        stages: Stages = "all"
+        if self.stages != "all" and other.stages != "all":
+            stages = tuple(sorted({*self.stages, *other.stages}))
+        return Taps(stages, self.pre_activation or other.pre_activation, self.embedding or other.embedding)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network says about a batch of N images.
+
+    Args:
+        logits: (N, C), before softmax.
+        embedding: (N, D), pooled penultimate vector, input of the head; ``None`` unless tapped.
+        stages: Tapped stage outputs, shallow to deep, (N, C, H, W) or (N, T, D), after activation.
+        pre_stages: The same stages before activation; empty unless tapped.
+        indices: Stage index of each entry of ``stages``.
+    """
+
+    logits: Tensor
+    embedding: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+    pre_stages: tuple[Tensor, ...] = ()
+    indices: tuple[int, ...] = ()
+
+    def narrow(self, taps: Taps) -> Features:
+        """Return only what resolved ``taps`` ask for, in their order."""
+        at = {index: place for place, index in enumerate(self.indices)}
+        order = self.indices if taps.stages == "all" else taps.stages
+        pre = tuple(self.pre_stages[at[i]] for i in order) if taps.pre_activation else ()
+        stages = tuple(self.stages[at[i]] for i in order)
+        return Features(self.logits, self.embedding if taps.embedding else None, stages, pre, tuple(order))
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What is known of a network from a dry run, before any weights are loaded.
+
+    Args:
+        name: Backbone name.
+        stages: Stage shapes, shallow to deep, stem first.
+        embedding: Width D of the penultimate vector.
+        classes: Number of classes of its head.
+        parameters: Trainable scalars.
+    """
+
+    name: str
+    stages: tuple[StageShape, ...]
+    embedding: int
+    classes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class PairInfo:
+    """The networks of a pair as ``Method.supports`` sees them, from dry runs."""
+
+    name: str
+    student: NetworkInfo
+    teachers: tuple[NetworkInfo, ...]
+    image: StageShape
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a method may know when it is built; it holds no data and no weights.
+
+    Args:
+        pair: Shapes of student and teachers.
+        train_size: Number of training images.
+        epochs: Epochs of the main phase.
+        steps_per_epoch: Optimizer steps per epoch.
+        batch_size: Images per step.
+        seed: Seed of the run; ``kdbench.stream(seed, "method")`` keys the method's own random draws.
+    """
+
+    pair: PairInfo
+    train_size: int
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    seed: int
+
+    @property
+    def student(self) -> NetworkInfo:
+        """Shapes of the student."""
+        return self.pair.student
+
+    @property
+    def teachers(self) -> tuple[NetworkInfo, ...]:
+        """Shapes of the teachers."""
+        return self.pair.teachers
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss: ``value`` is the raw scalar, the trainer adds ``weight * value``."""
+
+    value: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A key of the anchor that a method changes; declared, shown beside its row, and it opens the division.
+
+    Args:
+        key: Dotted anchor key, e.g. ``loss.tau``.
+        value: The value the method uses instead.
+        reason: Why, in one sentence.
+    """
+
+    key: str
+    value: object
+    reason: str
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Published weights of the supervised and the logit-KD term, used by anchors with ``loss.weights: published``."""
+
+    ce: float
+    kd: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and its teachers, with the dataset they are usually trained on."""
+
+    name: str
+    student: str
+    teachers: tuple[str, ...]
+    dataset: str
+    description: str = ""
+
+
+def describe(values: Mapping[str, object] | Sequence[str]) -> str:
+    """Return ``a, b, c`` for names or ``k=v, k=v`` for a mapping, for messages."""
+    if isinstance(values, Mapping):
+        return ", ".join(f"{k}={v}" for k, v in values.items())
+    return ", ".join(values)

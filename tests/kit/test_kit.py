@@ -1,0 +1,83 @@
+"""The kit itself: every broken subject triggers its check with its message and no other; sound ones pass."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdbench.errors import ConfigError, PluginError
+from kdbench.method import AnyMethod
+from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
+from kdbench.testing.outcome import STRUCTURAL
+from kdbench.types import Pair
+
+_spec = importlib.util.spec_from_file_location("kit_subjects", Path(__file__).with_name("subjects.py"))
+assert _spec is not None
+assert _spec.loader is not None
+subjects = importlib.util.module_from_spec(_spec)
+sys.modules["kit_subjects"] = subjects
+_spec.loader.exec_module(subjects)
+
+
+def _id(value: object) -> str | None:
+    return value.__name__ if isinstance(value, type) else None
+
+
+@pytest.mark.parametrize(("subject", "check", "message"), subjects.BROKEN, ids=_id)
+def test_broken_subject(subject: type[AnyMethod], check: str, message: str) -> None:
+    results = check_method(subject)
+    assert [result.name for result in results if not result.ok] == [check]
+    found = results[[result.name for result in results].index(check)].message
+    assert message in found
+    assert "\n" not in found
+    ran = [result.name for result in results]
+    expected = list(METHOD_CHECKS)
+    assert ran == (expected[: expected.index(check) + 1] if check in STRUCTURAL else expected)
+
+
+def test_every_check_has_a_broken_subject() -> None:
+    assert {check for _, check, _ in subjects.BROKEN} == set(METHOD_CHECKS)
+
+
+@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain], ids=_id)
+def test_sound_subjects_pass(subject: type[AnyMethod]) -> None:
+    results = check_method(subject)
+    assert [result.message for result in results if not result.ok] == []
+    assert [result.name for result in results] == list(METHOD_CHECKS)
+
+
+def test_other_networks_and_several_teachers() -> None:
+    pair = Pair("kit", "ShuffleV2", ("vgg8", "resnet14_w8"), "digits")
+    METHOD_CHECKS["supports"](subjects.Plain, pair)
+    METHOD_CHECKS["deploy"](subjects.Plain, pair)
+    METHOD_CHECKS["gradient"](subjects.Plain, pair)
+
+
+def test_an_unknown_backbone_is_the_callers_fault() -> None:
+    with pytest.raises(ConfigError, match="unknown backbone 'resnet8w4'. Did you mean 'resnet8_w4'"):
+        check_method(subjects.Plain, pair=Pair("kit", "resnet8w4", ("resnet14_w8",), "digits"))
+
+
+def test_a_single_check_raises() -> None:
+    subject = next(subject for subject, check, _ in subjects.BROKEN if check == "mixed_images")
+    with pytest.raises(CheckFailure, match="batch.over_labels"):
+        METHOD_CHECKS["mixed_images"](subject)
+    assert issubclass(CheckFailure, PluginError)
+
+
+def test_the_process_is_left_as_it_was() -> None:
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state(), torch.get_num_threads()
+    check_method(subjects.Plain)
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert torch.get_num_threads() == before[3]
