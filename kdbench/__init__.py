@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from kdbench.hooks import hookimpl as hookimpl
     from kdbench.method import AnyMethod as AnyMethod
     from kdbench.method import Batch as Batch
+    from kdbench.method import Losses as Losses
     from kdbench.method import Method as Method
+    from kdbench.method import Mix as Mix
     from kdbench.method import Options as Options
     from kdbench.method import Phase as Phase
+    from kdbench.method import TapRequest as TapRequest
     from kdbench.seeds import stream as stream
     from kdbench.types import Context as Context
     from kdbench.types import Deviation as Deviation
     from kdbench.types import Features as Features
     from kdbench.types import LossWeights as LossWeights
+    from kdbench.types import Pair as Pair
     from kdbench.types import PairInfo as PairInfo
     from kdbench.types import Source as Source
     from kdbench.types import StageShape as StageShape
@@ -38,13 +42,14 @@ _HOMES = {
     "backbones.base": ("Backbone", "Network"),
     "datasets.base": ("Dataset", "DatasetInfo", "Split"),
     "hooks": ("hookimpl",),
-    "method": ("AnyMethod", "Batch", "Method", "Options", "Phase"),
+    "method": ("AnyMethod", "Batch", "Losses", "Method", "Mix", "Options", "Phase", "TapRequest"),
     "seeds": ("stream",),
     "types": (
         "Context",
         "Deviation",
         "Features",
         "LossWeights",
+        "Pair",
         "PairInfo",
         "Source",
         "StageShape",

@@ -57,9 +57,10 @@ def combine_teachers(
     """
     if how == "teacher" or len(logits) == 1:
         return logits[min(index, len(logits) - 1) if how == "teacher" else 0]
-    stacked = torch.stack(logits)  # (K, N, C)
     if how == "avg":
-        share = torch.tensor(weights or (1.0,) * len(logits), dtype=stacked.dtype, device=stacked.device)
-        return torch.einsum("k,knc->nc", share / share.sum(), stacked)
+        shares = weights or (1.0,) * len(logits)
+        # Python numbers: a tensor of them would be copied to the device, which waits, in every step.
+        return torch.stack([share / sum(shares) * one for share, one in zip(shares, logits, strict=True)]).sum(0)
+    stacked = torch.stack(logits)  # (K, N, C)
     confidence = F.softmax(stacked / tau, dim=2).amax(dim=2)
     return torch.einsum("kn,knc->nc", confidence / confidence.sum(dim=0), stacked)

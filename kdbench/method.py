@@ -225,5 +225,6 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def total(losses: Losses) -> Tensor:
     """Return the weighted sum of the terms, in float32 or wider."""
-    parts = [term.weight * term.value.float() for term in losses.values()]
-    return torch.stack(parts).sum()
+    parts = [term.weight * term.value for term in losses.values()]
+    wide = torch.promote_types(torch.float32, parts[0].dtype)
+    return torch.stack([part.to(wide) for part in parts]).sum()

@@ -80,7 +80,7 @@ class Attempt(Section):
 
 
 class EpochReport(Section):
-    """One finished epoch. Loss terms are means over the epoch's images, unweighted, null if not finite; accuracies are in percent."""
+    """One finished epoch. Losses are unweighted means over its images, null if not finite; accuracies in percent."""
 
     run_id: str
     phase: str

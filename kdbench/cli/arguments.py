@@ -46,7 +46,7 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads per worker [default: cores / jobs]."
 )
 dataset_option = click.option("--dataset", help="Dataset instead of the pair's own: a name, npz:PATH or folder:PATH.")
-per_class_option = click.option("--per-class", type=click.IntRange(1), help="Keep so many training images per class.")
+per_class_option = click.option("--per-class", type=click.IntRange(1), help="Training images kept per class.")
 anchor_option = click.option(
     "--anchor", default=DEFAULT_ANCHOR, show_default=True, metavar="NAME|FILE", help="Protocol."
 )

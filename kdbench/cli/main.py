@@ -52,7 +52,7 @@ class _Group(click.Group):
         if taken := sorted(set(_COMMANDS) & set(self.commands)):
             raise PluginError(f"a plugin redefines the command '{taken[0]}'; leave it out with --no-plugin")
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items() if name not in _HIDDEN])
         formatter.write_text("Plugins may add commands; kdbench list plugins shows what is loaded.")
@@ -83,7 +83,7 @@ def cli(ctx: click.Context, without: tuple[str, ...], debug: bool) -> None:  # n
     """Benchmark knowledge distillation: many methods, one trainer, one locked protocol.
 
     \b
-    kdbench run --method student,vanilla_kd --pair tiny --seeds 3 --anchor fair_baseline_short
+    kdbench run --method all --pair tiny --seeds 3 --anchor crd_short
     kdbench leaderboard runs --out board
     """  # noqa: D301 (click's marker for text it must not wrap)
     ctx.obj = State(without)

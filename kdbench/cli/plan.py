@@ -13,7 +13,7 @@ from kdbench.cli.main import State
 @click.command("plan")
 @cells_options
 @click.pass_obj
-def plan_command(state: State, **cells: Any) -> None:
+def plan_command(state: State, /, **cells: Any) -> None:
     """Show what run would do: cells, skipped cells with reasons, missing teachers, estimated cost."""
     from kdbench.cli.planning import Asked, plan_for
 

@@ -82,7 +82,8 @@ def _teacher_problems(spec: Any, store: Any, plan: Plan) -> list[str]:
             problems.append(f"--teacher {name}: is a {manifest.backbone}, pair '{spec.pair}' needs a {backbone}")
         if len(manifest.classes) != info.classes:
             problems.append(
-                f"--teacher {name}: has {len(manifest.classes)} classes, dataset '{spec.dataset.name}' has {info.classes}"
+                f"--teacher {name}: has {len(manifest.classes)} classes, dataset '{spec.dataset.name}' has "
+                f"{info.classes}"
             )
     return problems
 

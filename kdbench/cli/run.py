@@ -24,6 +24,7 @@ from kdbench.cli.main import State
 @click.pass_obj
 def run_command(
     state: State,
+    /,
     threads: int | None,
     jobs: int,
     lanes: int,

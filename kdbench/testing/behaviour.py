@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.evaluation import logits_of
 from kdbench.method import Batch, Mix, total
-from kdbench.testing.bench import BATCH, CLASSES, Bench, Place
+from kdbench.testing.bench import BATCH, CLASSES, Bench, Place, equal
 from kdbench.testing.outcome import CheckFailure, check
 from kdbench.testing.structure import losses_name, require_terms
 from kdbench.types import Features
@@ -92,7 +92,7 @@ def _require_unchanged(bench: Bench, tensors_of: Tensors, advice: str) -> None:
         with torch.no_grad():
             run.method.after_step(batch)
         for name, tensor in tensors_of(batch):
-            if tensor.requires_grad != needed_gradient[name] or not torch.equal(tensor, before[name]):
+            if tensor.requires_grad != needed_gradient[name] or not equal(tensor, before[name]):
                 raise CheckFailure(f"{bench}: {losses_name(run, place)} or after_step() changed batch.{name}; {advice}")
 
 
@@ -150,7 +150,7 @@ def _tensors_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _first_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> str | None:
-    return next((key for key in one if not torch.equal(one[key], other[key])), None)
+    return next((key for key in one if not equal(one[key], other[key])), None)
 
 
 @check()

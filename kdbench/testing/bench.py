@@ -23,6 +23,7 @@ from kdbench.training.schedule import loss_protocol
 from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape
 
 CLASSES, BATCH, TRAIN_SIZE, EPOCHS, SIZE = 5, 8, 32, 4, 16
+STEPS = TRAIN_SIZE // BATCH  # per epoch
 ANCHOR = "fair_baseline"
 PAIR = Pair("kit", "resnet8_w4", ("resnet14_w8",), "digits", "tiny networks for the conformance kit")
 
@@ -77,7 +78,7 @@ class Bench:
     @cached_property
     def context(self) -> Context:
         """What the method may know when it is built."""
-        return Context(self.info, TRAIN_SIZE, EPOCHS, TRAIN_SIZE // BATCH, BATCH, seed=0)
+        return Context(self.info, TRAIN_SIZE, EPOCHS, STEPS, BATCH, seed=0)
 
     @cached_property
     def anchor(self) -> Anchor:
@@ -121,7 +122,7 @@ class Run:
         if mixed:
             partners = torch.randperm(BATCH, generator=draws)
             images, mix = torch.lerp(images[partners], images, 0.7), Mix(labels[partners], 0.7)
-        epochs = self.phases[place.phase].epochs or EPOCHS
+        epochs, epoch = self.epochs(place), place.step // STEPS
         torch.manual_seed(stream(0, "dropout", place.phase, place.step))
         taps = self.method.taps.student.resolve(self.student.stage_count)
         return Batch(
@@ -130,9 +131,9 @@ class Run:
             index=index,
             student=self.student(images, taps),
             teachers=self._teach(images),
-            protocol=loss_protocol(bench.anchor, bench.method_type, 0, epochs),
-            epoch=0,
-            progress=place.step / (TRAIN_SIZE // BATCH) / epochs,
+            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs),
+            epoch=epoch,
+            progress=place.step / STEPS / epochs,
             mix=mix,
         )
 
@@ -176,6 +177,15 @@ class Run:
     def places(self) -> list[Place]:
         """Return the first step of each phase."""
         return [Place(i, 0) for i in range(len(self.phases))]
+
+    def epochs(self, place: Place) -> int:
+        """Return the number of epochs of the phase, at least one."""
+        own = self.phases[place.phase].epochs
+        return EPOCHS if own is None else max(own, 1)
+
+    def last(self, place: Place) -> Place:
+        """Return the last step of the phase."""
+        return Place(place.phase, self.epochs(place) * STEPS - 1)
 
     def state(self, place: Place) -> dict[str, Any]:
         """Return what a checkpoint after ``place`` holds, after a round trip through a file.
@@ -240,6 +250,13 @@ def _fitting_size(backbones: Iterable[Backbone]) -> int:
     while any(backbone.unfit(StageShape((3, size, size))) for backbone in backbones):
         size += 1
     return size
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors agree in every entry; NaN, a common mark of what is not set yet, equals NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 (only NaN differs from itself)
 
 
 def _first_line(error: Exception) -> str:

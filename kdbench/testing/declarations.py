@@ -28,7 +28,7 @@ def check_name(bench: Bench) -> None:
     except ValidationError:
         raise CheckFailure(
             f"{bench.method_type.__name__}: name is {name!r}; a name is 1 to 64 letters, digits, '.', '_' or '-', the "
-            "first a letter or digit. Set the class attribute name, e.g. name = 'dkd'"
+            "first a letter or digit. Set the class attribute name, e.g. name = 'my_method'"
         ) from None
     version = bench.method_type.version
     if not isinstance(version, int) or version < 1:
@@ -62,7 +62,7 @@ def check_options(bench: Bench) -> None:
     if not (isinstance(options_type, type) and issubclass(options_type, Options)):
         raise CheckFailure(f"{bench}: options_type is {options_type!r}; it must be a subclass of kdbench.Options")
     for key in ("frozen", "extra"):
-        if options_type.model_config.get(key) != Options.model_config[key]:  # type: ignore[literal-required]
+        if options_type.model_config.get(key) != Options.model_config[key]:
             raise CheckFailure(
                 f"{bench}: {options_type.__name__} changes model_config['{key}']; leave it as kdbench.Options has it, "
                 "so that unknown options are errors and a run's options cannot change"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdbench.testing.bench import Bench, Place, Run
+from kdbench.testing.bench import Bench, Place, Run, equal
 from kdbench.testing.outcome import CheckFailure, check
 
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
@@ -76,7 +76,7 @@ def differs(one: object, other: object, seen: frozenset[int] = frozenset()) -> b
         return True
     seen = seen | {id(one)}
     if isinstance(one, Tensor):
-        return not torch.equal(one, other)  # type: ignore[arg-type]
+        return not equal(one, other)  # type: ignore[arg-type]
     if isinstance(one, np.ndarray):
         return not np.array_equal(one, other)  # type: ignore[arg-type]
     if isinstance(one, torch.Generator):

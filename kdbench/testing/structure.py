@@ -68,10 +68,13 @@ def _check_phase(bench: Bench, phase: Phase) -> None:
 
 @check(structural=True)
 def check_losses(bench: Bench) -> None:
-    """In every phase the losses are named terms: finite scalars with finite weights."""
+    """In every phase, first step and last, the losses are named terms: finite scalars with finite weights."""
     run = bench.start()
     for place in run.places():
-        require_terms(f"{bench}: {losses_name(run, place)}", run.losses(place, run.batch(place)))
+        where = f"{bench}: {losses_name(run, place)}"
+        require_terms(where, run.losses(place, run.batch(place)))
+        last = run.last(place)
+        require_terms(f"{where} in the last step", run.losses(last, run.batch(last)))
 
 
 def losses_name(run: Run, place: Place) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import random
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,12 +18,19 @@ from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
 from kdbench.testing.outcome import STRUCTURAL
 from kdbench.types import Pair
 
-_spec = importlib.util.spec_from_file_location("kit_subjects", Path(__file__).with_name("subjects.py"))
-assert _spec is not None
-assert _spec.loader is not None
-subjects = importlib.util.module_from_spec(_spec)
-sys.modules["kit_subjects"] = subjects
-_spec.loader.exec_module(subjects)
+
+def _load(name: str, file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+subjects = _load("kit_subjects", "subjects.py")
+_load("kit_behaviour", "subjects_behaviour.py")  # adds to subjects.BROKEN
 
 
 def _id(value: object) -> str | None:
@@ -60,13 +68,13 @@ def test_other_networks_and_several_teachers() -> None:
 
 
 def test_an_unknown_backbone_is_the_callers_fault() -> None:
-    with pytest.raises(ConfigError, match="unknown backbone 'resnet8w4'. Did you mean 'resnet8_w4'"):
+    with pytest.raises(ConfigError, match=r"unknown backbone 'resnet8w4'\. Did you mean 'resnet8_w4'"):
         check_method(subjects.Plain, pair=Pair("kit", "resnet8w4", ("resnet14_w8",), "digits"))
 
 
 def test_a_single_check_raises() -> None:
     subject = next(subject for subject, check, _ in subjects.BROKEN if check == "mixed_images")
-    with pytest.raises(CheckFailure, match="batch.over_labels"):
+    with pytest.raises(CheckFailure, match=r"batch\.over_labels"):
         METHOD_CHECKS["mixed_images"](subject)
     assert issubclass(CheckFailure, PluginError)
 

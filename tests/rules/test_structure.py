@@ -1,0 +1,81 @@
+"""Rules of the code base that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from kdbench.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "kdbench"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_FUNCTION = 40
+# "student" is a method and the word for the network that every method trains: a search for it finds nothing.
+ALSO_A_WORD = {"student"}
+
+
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_files_are_short() -> None:
+    long = {str(path.relative_to(ROOT)): length(path) for path in SOURCES if length(path) > 400}
+    assert not long
+    assert statistics.median(map(length, SOURCES)) < 120
+
+
+def test_functions_are_short() -> None:
+    """Counts the lines of the body after the docstring: arguments and documentation may take their room."""
+    long = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                if lines > LONGEST_FUNCTION:
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} {lines}")
+    assert not long
+
+
+def test_no_method_is_named_outside_its_own_file(registry: Registry) -> None:
+    found = []
+    for name in set(registry.methods) - ALSO_A_WORD:
+        own = Path(registry.methods.owner(name).file)
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        for path in (*SOURCES, *PACKAGE.rglob("*.yaml")):
+            if path != own and word.search(path.read_text(encoding="utf-8")):
+                found.append(f"{name} in {path.relative_to(ROOT)}")
+    assert not found
+
+
+def test_only_the_evaluator_reads_test_data() -> None:
+    reading = [path for path in SOURCES if re.search(r"\.test\(\)", path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(PACKAGE).as_posix() for path in reading] == ["evaluation.py"]
+
+
+def test_every_hook_is_documented() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    hooks = re.findall(r"^def (kdbench_\w+)", (PACKAGE / "hooks.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(hooks) == 8
+    assert [hook for hook in hooks if hook not in text] == []
+
+
+def test_the_tutorial_method_is_the_plugin_that_is_tested() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    plugin = (ROOT / "plugins" / "kdbench-dist" / "kdbench_dist.py").read_text(encoding="utf-8")
+    assert plugin.strip() in readme
+    assert len(plugin.splitlines()) < 60
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_documents_name_only_commands_that_exist(name: str) -> None:
+    from kdbench.cli.main import _COMMANDS
+
+    used = set(re.findall(r"kdbench (?:--no-plugin \w+ )?([a-z-]+) ", (ROOT / name).read_text(encoding="utf-8")))
+    words = {"is", "as", "or", "and", "the", "itself", "checkout", "with", "needs", "method", "runs", "trains", "pins"}
+    assert used - words <= set(_COMMANDS)
