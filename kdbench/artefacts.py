@@ -87,7 +87,13 @@ class TeacherStore:
                 + unknown("teacher", name, known)
                 + "; make it with kdbench teacher train, or bring it with kdbench teacher import"
             )
-        return parse_json(TeacherManifest, path)
+        manifest = parse_json(TeacherManifest, path)
+        if (manifest.name, manifest.dataset.label) != (name, dataset.label):
+            raise ConfigError(
+                f"{path}: belongs to teacher '{manifest.name}' for dataset '{manifest.dataset.label}'; moving a folder "
+                "neither renames its teacher nor makes it one for another dataset"
+            )
+        return manifest
 
     def weights(self, manifest: TeacherManifest) -> dict[str, Tensor]:
         """Return the state dict of an artefact after checking its hash.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,12 @@ class Predictions:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error with 15 equal-width bins (Guo et al. 2017, arXiv:1706.04599), in [0, 1]."""
+        """Expected calibration error with 15 equal-width bins (Guo et al. 2017, arXiv:1706.04599), in [0, 1].
+
+        NaN if a confidence is: those of a diverged network belong to no bin.
+        """
+        if not bool(self.confidence.isfinite().all()):
+            return math.nan
         bins = (self.confidence * ECE_BINS).ceil().clamp(1, ECE_BINS).long() - 1
         gap = torch.zeros(ECE_BINS, dtype=torch.float64)
         gap.index_add_(0, bins, self.correct.double() - self.confidence)

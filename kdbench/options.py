@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import yaml
+from pydantic import ValidationError
 
-from kdbench.config.loading import validate
+from kdbench.config.loading import NOT_YAML, parse_yaml, same_value, validate
 from kdbench.config.schema import Anchor
 from kdbench.errors import ConfigError, PluginError, ProblemList, nearest
 from kdbench.method import AnyMethod, Options
 from kdbench.spec import DeclaredDeviation
-from kdbench.types import Pair
+from kdbench.types import Deviation, Pair
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def parse_setting(text: str) -> Setting:
     if not (equals and dot and method and option and right.strip()):
         raise ConfigError(f"--set {text}: not of the form METHOD.OPTION=VALUE")
     try:
-        value = yaml.safe_load(right)
-    except yaml.YAMLError as error:
+        value = parse_yaml(right)
+    except NOT_YAML as error:
         raise ConfigError(f"--set {text}: the value is not a YAML scalar or list") from error
     return Setting(method, option, value, text)
 
@@ -65,24 +65,40 @@ def resolve_options(method: type[AnyMethod], anchor: Anchor, pair: Pair, setting
         ProblemList: If a setting names no option, is out of range, or touches a key of the anchor.
     """
     fields = method.options_type.model_fields
-    by_leaf = {key.rpartition(".")[2]: (key, value) for key, value in anchor.keys().items()}
-    values = dict(method.recommended(anchor.family, pair))
+    values = _recommended(method, anchor, pair)
     problems: list[str] = []
     for setting in settings:
         if setting.option in fields:
             values[setting.option] = setting.value
-        elif setting.option in by_leaf:
-            key, fixed = by_leaf[setting.option]
-            problems += [setting.refused(key, fixed, anchor)] if setting.value != fixed else []
+        elif named := _keys_named(setting.option, anchor):
+            key, fixed = named[0]
+            problems += [] if same_value(setting.value, fixed) else [setting.refused(key, fixed, anchor)]
         else:
             problems.append(
                 f"--set {setting}: method '{method.name}' has no option '{setting.option}'."
                 f"{nearest(setting.option, fields)} Its options: {', '.join(fields) or 'none'} "
                 f"(kdbench show {method.name})"
             )
+    try:
+        options = validate(method.options_type, values, f"options of method '{method.name}'")
+    except ProblemList as error:
+        raise ProblemList([*problems, *error.problems]) from error
     if problems:
         raise ProblemList(problems)
-    return validate(method.options_type, values, f"options of method '{method.name}'")
+    return options
+
+
+def _recommended(method: type[AnyMethod], anchor: Anchor, pair: Pair) -> dict[str, object]:
+    try:
+        return dict(method.recommended(anchor.family, pair))
+    except Exception as error:
+        raise PluginError(f"method '{method.name}': recommended() failed: {type(error).__name__}: {error}") from error
+
+
+def _keys_named(leaf: str, anchor: Anchor) -> list[tuple[str, object]]:
+    """Return the anchor's keys that end in a name, with their values; ``batch_size`` is first of all the locked one."""
+    found = [(key, value) for key, value in anchor.keys().items() if key.rpartition(".")[2] == leaf]
+    return sorted(found, key=lambda item: item[0] not in anchor.locked)
 
 
 def deviations_of(method: type[AnyMethod], anchor: Anchor, options: Options) -> tuple[DeclaredDeviation, ...]:
@@ -104,11 +120,18 @@ def deviations_of(method: type[AnyMethod], anchor: Anchor, options: Options) -> 
                     f"method '{method.name}': option {name} is {value!r}, but anchor {anchor.label} "
                     f"({anchor.name}.yaml) locks {key} at {keys[key]!r}; set it to that, or declare a Deviation"
                 )
-    return tuple(
-        DeclaredDeviation(key=d.key, value=d.value, reason=d.reason)
-        for d in method.deviations
-        if d.value != keys[d.key]
-    )
+    return tuple(_declared(method, d) for d in method.deviations if not same_value(d.value, keys[d.key]))
+
+
+def _declared(method: type[AnyMethod], deviation: Deviation) -> DeclaredDeviation:
+    value = list(deviation.value) if isinstance(deviation.value, tuple) else deviation.value  # JSON has no tuples
+    try:
+        return DeclaredDeviation.model_validate({"key": deviation.key, "value": value, "reason": deviation.reason})
+    except ValidationError as error:
+        raise PluginError(
+            f"method '{method.name}': deviation {deviation.key}: {value!r} cannot be written to a record; allowed: "
+            "numbers, text, true, false, null and lists of them"
+        ) from error
 
 
 def apply_deviations(anchor: Anchor, deviations: Iterable[DeclaredDeviation]) -> Anchor:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from kdbench.config.loading import load_anchor
+from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
 from kdbench.datasets.base import Source as DatasetSource
 from kdbench.errors import ConfigError, ProblemList, unknown
-from kdbench.method import AnyMethod
+from kdbench.method import AnyMethod, Options
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
-from kdbench.spec import DatasetRef, RunSpec
+from kdbench.spec import LARGEST_SEED, DatasetRef, DeclaredDeviation, RunSpec
 from kdbench.types import NetworkInfo, Pair, PairInfo, StageShape
 
 T = TypeVar("T")
@@ -101,8 +101,9 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         ProblemList: With every problem of the command.
     """
     problems = _Problems()
-    if not request.seeds or any(seed < 0 for seed in request.seeds) or len(set(request.seeds)) < len(request.seeds):
-        problems.messages.append(f"--seeds: {list(request.seeds)}: give at least one seed, each >= 0 and only once")
+    if wrong := _wrong_seeds(request.seeds):
+        problems.messages.append(wrong)
+        request = replace(request, seeds=())
     anchor = problems.attempt(lambda: load_anchor(request.anchor, registry.anchors.as_mapping()))
     methods = _named(request.methods, registry.methods.as_mapping(), "method", problems)
     pairs = _named(request.pairs, registry.pairs.as_mapping(), "pair", problems)
@@ -118,17 +119,16 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     infos: dict[str, PairInfo] = {}
     sizes: dict[str, int] = {}
     for pair in pairs:
-        if (entry := opened[pair.name]) is None:
+        problems.messages += _teacher_misfits(anchor, pair)
+        fitted = _fit(opened[pair.name], pair, registry, problems)
+        if fitted is None:
+            for method in methods:  # their options are looked through all the same
+                problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
-        reference, info = entry
-        shapes = problems.attempt(lambda p=pair, i=info: pair_info(p, i, registry))  # type: ignore[misc]
-        if shapes is None:
-            continue
-        infos[pair.name] = shapes
-        kept = info.train_size if request.per_class is None else request.per_class * len(info.classes)
+        reference, kept, infos[pair.name] = fitted
         sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
         for method in methods:
-            if reason := _unsupported(method, shapes):
+            if reason := _unsupported(method, infos[pair.name]):
                 skipped.append(Skipped(method.name, pair.name, reason))
                 continue
             cells = problems.attempt(
@@ -142,11 +142,23 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     return Plan(tuple(runs), tuple(skipped), infos, sizes)
 
 
+def _fit(
+    opened: tuple[DatasetRef, DatasetInfo] | None, pair: Pair, registry: Registry, problems: _Problems
+) -> tuple[DatasetRef, int, PairInfo] | None:
+    """Return dataset, number of training images used, and shapes of the pair on it, or None with the problem noted."""
+    if opened is None:
+        return None
+    reference, info = opened
+    shapes = problems.attempt(lambda: pair_info(pair, info, registry))
+    kept = info.train_size if reference.per_class is None else reference.per_class * len(info.classes)
+    return None if shapes is None else (reference, kept, shapes)
+
+
 def open_dataset(request: Request, registry: Registry, pair: Pair) -> tuple[DatasetRef, DatasetInfo]:
     """Return the dataset of a pair, described but not read."""
     name = request.dataset or pair.dataset
     info = open_source(name, registry, request.data_root).info
-    if request.per_class is not None and request.per_class * len(info.classes) > info.train_size:
+    if request.per_class is not None and not 1 <= request.per_class <= info.train_size // len(info.classes):
         raise ConfigError(
             f"--per-class {request.per_class}: dataset '{name}' has {info.train_size} training images in "
             f"{len(info.classes)} classes, at most {info.train_size // len(info.classes)} each"
@@ -202,12 +214,29 @@ def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _P
     return [table[name] for name in dict.fromkeys(names) if name in table]
 
 
+def _wrong_seeds(seeds: Sequence[int]) -> str | None:
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        return f"--seeds: {list(seeds)}: give at least one seed, each >= 0 and only once"
+    return f"--seeds: {max(seeds)}: the largest seed is {LARGEST_SEED}" if max(seeds) > LARGEST_SEED else None
+
+
 def _check_seed_of_anchor(anchor: Anchor | None, problems: _Problems) -> None:
     if anchor and anchor.schedule.warmup_epochs >= anchor.schedule.epochs > 1:
         problems.messages.append(
             f"anchor {anchor.name}: schedule.warmup_epochs {anchor.schedule.warmup_epochs} is not less than "
             f"schedule.epochs {anchor.schedule.epochs}"
         )
+
+
+def _teacher_misfits(anchor: Anchor, pair: Pair) -> list[str]:
+    """Return messages for loss keys that suppose another number of teachers than the pair has."""
+    loss, count = anchor.loss, len(pair.teachers)
+    messages = []
+    if loss.teacher_weights is not None and len(loss.teacher_weights) != count:
+        messages.append(f"loss.teacher_weights has {len(loss.teacher_weights)} values")
+    if loss.kd_target == "teacher" and loss.kd_teacher_index >= count:
+        messages.append(f"loss.kd_teacher_index is {loss.kd_teacher_index} (the first is 0)")
+    return [f"anchor {anchor.name}: {what}, but pair '{pair.name}' has {count} teachers" for what in messages]
 
 
 def _stray_settings(
@@ -224,7 +253,7 @@ def _stray_settings(
                 )
         elif anchor and setting.dotted.removeprefix("anchor.") in set(anchor.keys()):
             key = setting.dotted.removeprefix("anchor.")
-            if (value := anchor.keys()[key]) != setting.value:
+            if not same_value(value := anchor.keys()[key], setting.value):
                 messages.append(setting.refused(key, value, anchor))
         else:
             messages.append(unknown("method", setting.method, registry.methods.as_mapping(), where=f"--set {setting}"))
@@ -238,6 +267,16 @@ def _unsupported(method: type[AnyMethod], shapes: PairInfo) -> str | None:
         return f"its supports() failed: {type(error).__name__}: {error}"
 
 
+def _settled(
+    method: type[AnyMethod], anchor: Anchor, pair: Pair, settings: Sequence[Setting]
+) -> tuple[Options, tuple[DeclaredDeviation, ...]]:
+    own = [setting for setting in settings if setting.method == method.name]
+    options = resolve_options(method, anchor, pair, own)
+    deviations = deviations_of(method, anchor, options)
+    apply_deviations(anchor, deviations)  # a deviation that makes no valid protocol is found here, not in the run
+    return options, deviations
+
+
 def _cells(
     request: Request,
     registry: Registry,
@@ -247,10 +286,7 @@ def _cells(
     dataset: DatasetRef,
     settings: Sequence[Setting],
 ) -> list[RunSpec]:
-    own = [setting for setting in settings if setting.method == method.name]
-    options = resolve_options(method, anchor, pair, own)
-    deviations = deviations_of(method, anchor, options)
-    apply_deviations(anchor, deviations)  # a deviation that makes no valid protocol is found here, not in the run
+    options, deviations = _settled(method, anchor, pair, settings)
     names = request.teacher_names if method.uses_teacher else ()
     if names and len(names) != len(pair.teachers):
         raise ConfigError(

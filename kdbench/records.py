@@ -16,6 +16,10 @@ Status = Literal["ok", "diverged", "infra_failed", "skipped"]
 M = TypeVar("M", bound=BaseModel)
 
 
+class Corrupt(StoreError):
+    """A file is half-written or foreign: reading it again, or with another kdbench, will not help."""
+
+
 class TeacherUsed(Section):
     """A teacher as the run saw it: sha256 of its weights file, test accuracy in percent."""
 
@@ -133,7 +137,8 @@ def parse_json(model: type[M], path: Path) -> M:
     """Return the file as a ``model``.
 
     Raises:
-        StoreError: If it is missing, truncated, foreign, or of a newer schema.
+        Corrupt: If it is truncated or foreign.
+        StoreError: If it cannot be read, or is of a newer schema.
     """
     kind = model.__name__.lower()
     try:
@@ -147,6 +152,6 @@ def parse_json(model: type[M], path: Path) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{path}: not a {kind} of kdbench: {key}: {first['msg']}") from error
+        raise Corrupt(f"{path}: not a {kind} of kdbench: {key}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: not JSON (half-written or foreign): {error}") from error
+        raise Corrupt(f"{path}: not JSON (half-written or foreign): {error}") from error

@@ -120,7 +120,7 @@ class Registry:
         self._fill(manager, by_name, "kdbench_datasets", self.datasets, lambda d: d.name)
         self._fill(manager, by_name, "kdbench_anchors", self.anchors, lambda path: path.stem)
         for file, owner in self._returned(manager, by_name, "kdbench_pairs"):
-            pair = load_pair(file, self.backbones.as_mapping(), self.datasets.as_mapping())
+            pair = load_pair(Path(file), self.backbones.as_mapping(), self.datasets.as_mapping())
             self.pairs.add(pair.name, pair, owner)
 
     def _fill(
@@ -132,7 +132,12 @@ class Registry:
         name_of: Callable[[Any], str],
     ) -> None:
         for value, owner in self._returned(manager, by_name, hook):
-            table.add(name_of(value), value, owner)
+            try:
+                name = name_of(value)
+            except AttributeError as error:
+                problem = f"{hook} returned {value!r}, which is no {table.kind}"
+                raise PluginError(_blame(owner.name, owner.distribution, problem, error)) from error
+            table.add(name, value, owner)
 
     @staticmethod
     def _returned(manager: pluggy.PluginManager, by_name: Mapping[str, Plugin], hook: str) -> list[tuple[Any, Plugin]]:
@@ -144,7 +149,7 @@ class Registry:
                 found += [(value, owner) for value in implementation.function() or ()]
             except ConfigError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise PluginError(_blame(owner.name, owner.distribution, f"{hook} failed", error)) from error
         return found
 
@@ -167,7 +172,8 @@ def load(*, without: Iterable[str] = (), extra: Iterable[ModuleType] = ()) -> Re
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
     plugins: list[Plugin] = []
-    for module in [*_built_ins(), *extra]:
+    modules = [*_built_ins(), *extra]
+    for module in modules:
         distribution = "kdbench" if module.__name__.startswith("kdbench.") else module.__name__.partition(".")[0]
         _register(manager, plugins, left_out, module.__name__, module, distribution, __version__)
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name):
@@ -175,15 +181,10 @@ def load(*, without: Iterable[str] = (), extra: Iterable[ModuleType] = ()) -> Re
             distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
             _register(manager, plugins, left_out, entry.name, _import(entry, distribution), distribution, version)
     _check_hooks(manager, plugins)
-    known = {plugin.name for plugin in plugins} | {entry.name for entry in metadata.entry_points(group=GROUP)}
-    missing = sorted(name for name in left_out - known if not _is_built_in(name))
-    if missing:
+    known = {module.__name__ for module in modules} | {entry.name for entry in metadata.entry_points(group=GROUP)}
+    if missing := sorted(left_out - known):
         raise ConfigError(unknown("plugin", missing[0], known, where="--no-plugin"))
     return Registry(manager, plugins)
-
-
-def _is_built_in(name: str) -> bool:
-    return any(name.startswith(f"{package}.") for package in _BUILT_IN_PACKAGES)
 
 
 def _built_ins() -> list[ModuleType]:
@@ -202,7 +203,7 @@ def _implements_a_hook(module: ModuleType) -> bool:
 def _import(entry: metadata.EntryPoint, distribution: str) -> ModuleType:
     try:
         plugin: ModuleType = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that exits must not end the command without a word
         raise PluginError(_blame(entry.name, distribution, "fails on import", error)) from error
     return plugin
 
@@ -222,15 +223,22 @@ def _register(
         manager.register(module, name=name)
     except (pluggy.PluginValidationError, ValueError) as error:
         raise PluginError(_blame(name, distribution, "does not fit the hooks", error)) from error
-    file = inspect.getsourcefile(module) if isinstance(module, ModuleType) else None
+    file = inspect.getsourcefile(module) if getattr(module, "__file__", None) else None
     plugins.append(Plugin(name, distribution, version, file or ""))
 
 
 def _check_hooks(manager: pluggy.PluginManager, plugins: Iterable[Plugin]) -> None:
-    """Refuse hook implementations that match no specification: a misspelt hook would never be called."""
+    """Refuse what would never be called: functions that match no specification, or lack the decorator."""
     specified = {name for name in vars(hooks) if name.startswith("kdbench_")}
     for plugin in plugins:
-        for implementation in manager.get_hookcallers(manager.get_plugin(plugin.name)) or []:
+        module = manager.get_plugin(plugin.name)
+        for name in sorted(specified):
+            if callable(function := getattr(module, name, None)) and not hasattr(function, f"{hooks.PROJECT}_impl"):
+                raise PluginError(
+                    f"plugin '{plugin.name}' ({plugin.distribution}): {name} lacks @kdbench.hookimpl, so it is "
+                    "never called; add the decorator"
+                )
+        for implementation in manager.get_hookcallers(module) or []:
             if implementation.name not in specified:
                 raise PluginError(
                     f"plugin '{plugin.name}' ({plugin.distribution}) implements {implementation.name}: "
@@ -239,7 +247,7 @@ def _check_hooks(manager: pluggy.PluginManager, plugins: Iterable[Plugin]) -> No
                 )
 
 
-def _blame(name: str, distribution: str, what: str, error: Exception) -> str:
+def _blame(name: str, distribution: str, what: str, error: BaseException) -> str:
     kind = type(error).__name__
     python = ".".join(map(str, sys.version_info[:2]))
     return (

@@ -10,6 +10,7 @@ from kdbench.config.schema import Anchor, Name, Section, canonical_sha256
 from kdbench.types import Pair
 
 SCHEMA_VERSION = 1
+LARGEST_SEED = 2**31 - 1
 # Where and by whom a run is made, not what it computes: these may differ between two equal runs.
 RUNTIME_VARIABLE = {"dataset": {"name", "slug"}, "plugin": {"version", "file_sha256"}, "teacher_names": True}
 
@@ -72,7 +73,7 @@ class RunSpec(Section):
     teacher_names: tuple[str, ...] = ()  # artefacts asked for by name; empty = the anchor's own recipe
     dataset: DatasetRef
     anchor: Anchor
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
     @property
     def division(self) -> Literal["closed", "open"]:

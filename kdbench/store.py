@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from filelock import FileLock, Timeout
 
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
-from kdbench.records import EpochReport, Record, parse_json
+from kdbench.records import Corrupt, EpochReport, Record, parse_json
 from kdbench.spec import RunSpec
 
 SPEC, RECORD, EPOCHS = "spec.json", "record.json", "epochs.jsonl"
 WEIGHTS, PREDICTIONS, CHECKPOINTS, LOCK = "student.safetensors", "predictions.npz", "checkpoint", "run.lock"
+_RUN_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/){4}seed[0-9]+")
 
 
 class RunBusy(StoreError):
@@ -45,13 +47,17 @@ class RunFolder:
         return parse_json(RunSpec, self.path / SPEC)
 
     def record(self) -> Record | None:
-        """Return the stored record, or None; a half-written or foreign one is set aside and counts as none."""
+        """Return the stored record, or None; a half-written or foreign one is set aside and counts as none.
+
+        Raises:
+            StoreError: If it cannot be read, or a newer kdbench wrote it: then it is somebody's result.
+        """
         path = self.path / RECORD
         if not path.exists():
             return None
         try:
             return parse_json(Record, path)
-        except StoreError:
+        except Corrupt:
             set_aside(path)
             return None
 
@@ -104,10 +110,10 @@ class RunStore:
         """Return the folder of a run.
 
         Raises:
-            ConfigError: If the id would leave the store.
+            ConfigError: If it is no run id, or a link leads out of the store.
         """
         path = self.root / run_id
-        if ".." in Path(run_id).parts or Path(run_id).is_absolute():
+        if not _RUN_ID.fullmatch(run_id) or not path.resolve().is_relative_to(self.root.resolve()):
             raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method/seedK)")
         return RunFolder(path)
 
@@ -127,7 +133,7 @@ class RunStore:
         """
         planned = [(spec, self.folder(spec.run_id)) for spec in specs]
         for spec, folder in planned:
-            if (folder.path / SPEC).exists() and (old := folder.spec()).config_sha256 != spec.config_sha256:
+            if (folder.path / SPEC).exists() and _asked(old := folder.spec()) != _asked(spec):
                 raise ConfigError(_conflict(folder, old, spec))
         for spec, folder in planned:
             if not (folder.path / SPEC).exists():
@@ -137,6 +143,11 @@ class RunStore:
         """Return all planned runs, sorted by id."""
         paths = sorted(self.root.rglob(SPEC))
         return [(RunFolder(path.parent), parse_json(RunSpec, path)) for path in paths]
+
+
+def _asked(spec: RunSpec) -> tuple[str, tuple[str, ...]]:
+    """Return what must agree for a run not to be made again; its hash leaves out how teachers are named."""
+    return spec.config_sha256, spec.teacher_names
 
 
 def _conflict(folder: RunFolder, old: RunSpec, new: RunSpec) -> str:

@@ -75,13 +75,13 @@ class Taps:
     embedding: bool = False
 
     def resolve(self, count: int) -> Taps:
-        """Return the same taps with stage indices in 0..count-1.
+        """Return the same taps with stage indices in 0..count-1, shallow to deep like the outputs, each once.
 
         Raises:
             IndexError: If a stage does not exist.
         """
         wanted = range(count) if self.stages == "all" else self.stages
-        resolved = tuple(index + count if index < 0 else index for index in wanted)
+        resolved = tuple(sorted({index + count if index < 0 else index for index in wanted}))
         if bad := [index for index in resolved if not 0 <= index < count]:
             raise IndexError(f"stage {bad[0]} does not exist: the network has stages 0..{count - 1}")
         return replace(self, stages=resolved)

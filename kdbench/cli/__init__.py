@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from kdbench.cli.main import cli
 from kdbench.errors import KdbenchError
@@ -17,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main(words, prog_name="kdbench", standalone_mode=False)
     except KdbenchError as error:
         if "--debug" in words:
-            raise
+            traceback.print_exc()
         click.echo(f"kdbench: {error}", err=True)
         code = error.exit_code
     except click.ClickException as error:

@@ -14,24 +14,28 @@ from kdbench.cli.main import State
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @path_option("--out", "board", "Folder the tables are written to.")
 @click.option("--format", "formats", default="md,json", show_default=True, metavar="F[,F]", help="md, json, csv.")
+@click.option("--records", is_flag=True, help="Copy the records to OUT/runs, so that anyone can rebuild the tables.")
 @click.pass_obj
-def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str) -> None:
+def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
     """Write tables from the records under RUNS (default: runs) and print the Markdown one."""
     from kdbench.errors import ConfigError
-    from kdbench.leaderboard import Cell, build, check_formats, to_markdown, write
+    from kdbench.leaderboard import Cell, build, check_formats, publish, to_markdown, write
     from kdbench.store import RunStore
 
     wanted = names(formats)
     check_formats(wanted)
-    cells = []
+    cells, kept = [], []
     for folder in runs or (Path("runs"),):
         found = RunStore(folder).runs()
         if not found:
             raise ConfigError(f"{folder}: no runs there; make some with kdbench run --out {folder}")
+        kept += [run for run, _ in found]
         cells += [Cell(spec, run.peek(), str(run.path)) for run, spec in found]
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     board = build(cells, [method.name for method in baselines])
     paths = write(board, out, wanted)
+    if records:
+        publish(kept, out)
     click.echo(to_markdown(board))
     for path in paths:
         click.echo(f"wrote {path}")

@@ -47,10 +47,25 @@ class _Group(click.Group):
                 raise click.UsageError(f"unknown command '{name}'.{hint} All: kdbench --help")
         return super().resolve_command(ctx, args)
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a plugin's command; ours are not in this table."""
+        added = name or cmd.name or ""
+        if added in _COMMANDS or added in self.commands:
+            raise PluginError(f"the command '{added}' exists already")
+        super().add_command(cmd, name)
+
     def _ask_plugins(self, ctx: click.Context) -> None:
-        ctx.obj.registry().hook.kdbench_commands(cli=self)
-        if taken := sorted(set(_COMMANDS) & set(self.commands)):
-            raise PluginError(f"a plugin redefines the command '{taken[0]}'; leave it out with --no-plugin")
+        ctx.obj = State(ctx.params["without"])  # click looks for the command before it calls the group
+        self.commands.clear()  # what an earlier call in this process added
+        for implementation in ctx.obj.registry().hook.kdbench_commands.get_hookimpls():
+            try:
+                implementation.function(*[self][: len(implementation.argnames)])
+            except Exception as error:
+                name = implementation.plugin_name
+                raise PluginError(
+                    f"plugin '{name}': its commands cannot be added: {type(error).__name__}: {error}. Repair or "
+                    f"uninstall it, or go on without it: kdbench --no-plugin {name} ..."
+                ) from error
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -86,4 +101,4 @@ def cli(ctx: click.Context, without: tuple[str, ...], debug: bool) -> None:  # n
     kdbench run --method all --pair tiny --seeds 3 --anchor crd_short
     kdbench leaderboard runs --out board
     """  # noqa: D301 (click's marker for text it must not wrap)
-    ctx.obj = State(without)
+    ctx.obj = ctx.obj or State(without)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kdbench.cli.arguments import names, seeds_of
-from kdbench.errors import ProblemList
+from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import Registry
@@ -58,8 +58,17 @@ def plan_for(asked: Asked, registry: Registry) -> Plan:
     """
     from kdbench.artefacts import TeacherStore
 
-    plan = make_plan(asked.request(), registry)
-    problems = too_large(plan, registry, memory_of(resolve_device(asked.device)))
+    problems: list[str] = []
+    try:
+        device = resolve_device(asked.device)
+    except ConfigError as error:
+        device = torch.device("cpu")
+        problems.append(str(error))
+    try:
+        plan = make_plan(asked.request(), registry)
+    except ConfigError as error:
+        raise ProblemList([*getattr(error, "problems", [str(error)]), *problems]) from error
+    problems += too_large(plan, registry, memory_of(device))
     store = TeacherStore(asked.teachers)
     for spec in {(s.pair, s.dataset.label): s for s in plan.runs if s.teacher_names}.values():
         problems += _teacher_problems(spec, store, plan)
@@ -69,8 +78,6 @@ def plan_for(asked: Asked, registry: Registry) -> Plan:
 
 
 def _teacher_problems(spec: Any, store: Any, plan: Plan) -> list[str]:
-    from kdbench.errors import ConfigError
-
     problems = []
     for name, backbone, info in zip(spec.teacher_names, spec.teachers, plan.infos[spec.pair].teachers, strict=True):
         try:

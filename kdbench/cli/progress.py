@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any, Self
@@ -44,7 +45,8 @@ class Reporter:
     def see(self, event: Event) -> None:
         """Show an event."""
         shown = {"progress": self._progress, "epoch": self._epoch, "record": self._record, "teacher": self._teacher}
-        shown.get(event.kind, lambda _data: None)(event.data)
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # something a plugin printed that looks like one
+            shown.get(event.kind, lambda _data: None)(event.data)
 
     def _progress(self, data: dict[str, Any]) -> None:
         if self._bars is None:

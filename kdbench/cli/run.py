@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -60,7 +63,7 @@ def run_command(
     order = Order(plan.runs, asked.anchor, settings, jobs, lanes, not no_train_teachers, retry_failed)
     for skipped in plan.skipped:
         click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
-    with Reporter(plan.runs) as reporter:
+    with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
         records = carry_out(order, _engine(executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]
@@ -72,6 +75,20 @@ def run_command(
         click.echo(f"failed {record.run_id}: {record.reason}", err=True)
     if failed:
         raise SystemExit(4)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let a scheduler's SIGTERM do what Ctrl-C does: workers save, and the command can be started again."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _engine(name: str, settings: Any, reporter: Any, state: State) -> Any:

@@ -10,7 +10,6 @@ import click
 
 from kdbench.cli.arguments import (
     apply,
-    available_threads,
     data_option,
     device_option,
     events_option,
@@ -18,6 +17,7 @@ from kdbench.cli.arguments import (
     threads_option,
 )
 from kdbench.cli.main import State
+from kdbench.cli.workplaces import workplace
 
 
 @click.command("run-one")
@@ -53,34 +53,6 @@ def run_one_command(
             click.echo(f"{record.run_id}: {record.status} {record.accuracy.last if record.accuracy else record.reason}")
     if any(record.status == "infra_failed" for record in records):
         raise SystemExit(FAILED)
-
-
-def workplace(
-    state: State, teachers: Path, data: Path, device: str, threads: int | None,
-    send: Callable[[Any], None] | None, should_stop: Callable[[], bool] = lambda: False,
-) -> Any:  # fmt: skip
-    """Return the workplace of this process; events go to ``send``, and to plugins that observe epochs."""
-    from kdbench.artefacts import TeacherStore
-    from kdbench.execution.worker import epoch_emitter, progress_emitter
-    from kdbench.training.cohort import Workplace
-    from kdbench.training.environment import set_up
-
-    registry = state.registry()
-    tell = epoch_emitter(send) if send else lambda _report: None
-
-    def epoch_ended(report: Any) -> None:
-        tell(report)
-        registry.hook.kdbench_epoch_ended(report=report)
-
-    return Workplace(
-        registry=registry,
-        machine=set_up(device, threads or available_threads()),
-        teachers=TeacherStore(teachers),
-        data_root=data,
-        epoch_ended=epoch_ended,
-        progress=progress_emitter(send) if send else lambda _progress: None,
-        should_stop=should_stop,
-    )
 
 
 def inline_worker(settings: Any, send: Callable[[Any], None], state: State) -> Callable[[Any], None]:

@@ -40,7 +40,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a teacher by the anchor's recipe; an interrupted training continues, a finished one is kept."""
     from kdbench.cli.progress import Reporter
-    from kdbench.cli.run_one import workplace
+    from kdbench.cli.workplaces import workplace
     from kdbench.execution.worker import StopFlag, emit
     from kdbench.plan import teacher_cell
     from kdbench.training.teachers import Recipe
@@ -82,7 +82,7 @@ def import_(
     mapping: Path | None, teachers: Path, data: Path, device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Make an artefact of a foreign checkpoint (.pt, .pth, .th, .safetensors); no code in it is run."""
-    from kdbench.cli.run_one import workplace
+    from kdbench.cli.workplaces import workplace
     from kdbench.training.importing import Foreign, import_teacher
 
     place = workplace(state, teachers, data, device, threads, None)
@@ -103,21 +103,29 @@ def import_(
 def verify(state: State, names: tuple[str, ...], teachers: Path, data: Path, device: str, threads: int | None) -> None:
     """Check hash and test accuracy of teachers (default: all)."""
     from kdbench.artefacts import TeacherStore
-    from kdbench.cli.run_one import workplace
-    from kdbench.errors import ConfigError, unknown
+    from kdbench.cli.workplaces import workplace
+    from kdbench.errors import ConfigError, KdbenchError, unknown
     from kdbench.training.teachers import verify_teacher
 
     known = TeacherStore(teachers).all()
+    if not known:
+        raise ConfigError(f"{teachers}: no teachers there; make one with kdbench teacher train or teacher import")
     if missing := [name for name in names if name not in {m.name for m in known}]:
         raise ConfigError(unknown("teacher", missing[0], [m.name for m in known]))
     place = workplace(state, teachers, data, device, threads, None)
-    for manifest in known:
-        if not names or manifest.name in names:
+    problems = []
+    for manifest in (m for m in known if not names or m.name in names):
+        try:
             found = verify_teacher(manifest, place)
-            click.echo(
-                f"{manifest.name} on {manifest.dataset.label}: {found.accuracy:.2f} % ({int(found.correct.sum())} of "
-                f"{len(found.labels)}), sha256 ok"
-            )
+        except KdbenchError as error:
+            problems.append(str(error))
+            continue
+        click.echo(
+            f"{manifest.name} on {manifest.dataset.label}: {found.accuracy:.2f} % ({int(found.correct.sum())} of "
+            f"{len(found.labels)}), sha256 ok"
+        )
+    if problems:
+        raise KdbenchError("\n".join(problems))
 
 
 @teacher_command.command("list")

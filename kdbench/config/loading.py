@@ -16,10 +16,22 @@ from kdbench.errors import ConfigError, ProblemList, nearest, unknown
 Tree = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 _MAX_BYTES = 1 << 20
+_LONGEST_SHOWN = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without its traps: a repeated key is an error, and ``1e-3`` is a number."""
+    """Safe YAML without its traps.
+
+    A repeated key is an error, so is an alias (a few of them unfold to gigabytes); ``1e-3`` is a number, and neither
+    is ``010`` octal nor ``1:30`` ninety.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor}: write it out", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
@@ -33,11 +45,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)$"),
+    re.compile(
+        r"^[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?$"
+        r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
+
+
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text; raises one of ``NOT_YAML`` if it is none."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: Path) -> Tree:
@@ -49,12 +78,12 @@ def read_yaml(path: Path) -> Tree:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes; a configuration file is small text")
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text; a configuration file is YAML") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except NOT_YAML as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
@@ -85,7 +114,12 @@ def _explain(model: type[BaseModel], item: Any, where: str) -> str:
         return f"{where}: {key}: required, but missing"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{where}: {key} is {item['input']!r}: {message}" if key else f"{where}: {message}"
+    return f"{where}: {key} is {_shown(item['input'])}: {message}" if key else f"{where}: {message}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}.."
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -123,35 +157,66 @@ def _locate(name: str, known: Mapping[str, Path], base: Path | None) -> Path:
 
 def _resolve(path: Path, known: Mapping[str, Path], above: tuple[Path, ...]) -> tuple[Tree, dict[str, Path], list[str]]:
     """Return the merged tree, the file each dotted key comes from, and the names from this anchor up to its root."""
-    if path in above:
+    if path.resolve() in above:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in above)}")
     tree = read_yaml(path)
     parent_name = tree.pop("extends", None)
     name = str(tree.get("name", ""))
     if parent_name is None:
         return tree, dict.fromkeys(_leaves(tree), path), [name]
-    if not name or name == parent_name:
+    parent_path = _locate(str(parent_name), known, path.parent)
+    parent, origin, lineage = _resolve(parent_path, known, (*above, path.resolve()))
+    if not name or name in lineage:
         raise ConfigError(f"{path}: name: an anchor that extends '{parent_name}' needs a name of its own")
-    parent, origin, lineage = _resolve(_locate(str(parent_name), known, path.parent), known, (*above, path))
-    own = _leaves(tree)
-    _refuse_locked(path, own, parent, origin)
     merged = _merge({key: parent[key] for key in parent if key not in {"name", "version", "description"}}, tree)
-    merged["locked"] = list(dict.fromkeys([*parent.get("locked", []), *tree.get("locked", [])]))
-    return merged, {**origin, **dict.fromkeys(own, path)}, [name, *lineage]
+    _refuse_locked(path, merged, parent, {"strict_mode": parent_path, **origin})
+    if isinstance(locked := tree.get("locked", []), list):  # else it is refused with all that is wrong
+        merged["locked"] = _unique([*_locked(parent), *locked])
+    return merged, {**origin, **dict.fromkeys(_leaves(tree), path)}, [name, *lineage]
 
 
-def _refuse_locked(path: Path, own: Tree, parent: Tree, origin: Mapping[str, Path]) -> None:
+def _refuse_locked(path: Path, merged: Tree, parent: Tree, origin: Mapping[str, Path]) -> None:
+    """Refuse a file that gives another value to what an anchor it extends locks, be it stated there or a default."""
     if not parent.get("strict_mode", True):
         return
-    inherited = _leaves(parent)
     problems = [
-        f"{path}: {key} is {own[key]!r}, but {origin[key]} locks it at {inherited[key]!r}; remove the key, or write an "
-        "anchor that extends nothing"
-        for key in (*parent.get("locked", []), "strict_mode")
-        if key in own and key in inherited and own[key] != inherited[key]
+        f"{path}: {key} is {now!r}, but {origin.get(key, origin.get('locked'))} locks it at {fixed!r}; remove the key, "
+        "or write an anchor that extends nothing"
+        for key in _unique([*_locked(parent), "strict_mode"])
+        if isinstance(merged.get(key.rpartition(".")[0], {}), dict)  # else the schema refuses the section
+        and not same_value(now := _value(merged, key), fixed := _value(parent, key))
     ]
     if problems:
         raise ProblemList(problems)
+
+
+def _locked(tree: Tree) -> list[str]:
+    locked = tree.get("locked", [])
+    return [key for key in locked if isinstance(key, str)] if isinstance(locked, list) else []
+
+
+def _unique(items: list[Any]) -> list[Any]:
+    return [item for place, item in enumerate(items) if item not in items[:place]]
+
+
+def _value(tree: Tree, key: str) -> object:
+    """Return what a tree says under a dotted key, or the schema's default."""
+    section, _, leaf = key.rpartition(".")
+    node = tree.get(section, {}) if section else tree
+    if isinstance(node, dict) and leaf in node:
+        return node[leaf]
+    model = Anchor.model_fields[section].annotation if section in Anchor.model_fields else Anchor
+    field = model.model_fields.get(leaf) if isinstance(model, type) and issubclass(model, BaseModel) else None
+    return field.get_default(call_default_factory=True) if field and not field.is_required() else None
+
+
+def same_value(a: object, b: object) -> bool:
+    """Return whether two values say the same in YAML, which knows no tuples."""
+    return _as_lists(a) == _as_lists(b)
+
+
+def _as_lists(value: object) -> object:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _leaves(tree: Tree) -> Tree:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -19,6 +19,14 @@ class Section(BaseModel):
     """A frozen group of keys; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_is_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML reads ``on`` and ``no`` as truth values, which pydantic would take for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in {int, float}:
+            raise ValueError("input should be a number")
+        return value
 
 
 class Loss(Section):
@@ -128,7 +136,10 @@ class Anchor(Section):
         if isinstance(data, dict) and isinstance(loss, dict) and data.get("auto_renorm"):
             if data.get("strict_mode", True):
                 raise ValueError("auto_renorm: true needs strict_mode: false")
-            ce, kd = float(loss["ce_alpha"]), float(loss["kd_alpha"])
+            try:
+                ce, kd = float(loss["ce_alpha"]), float(loss["kd_alpha"])
+            except (KeyError, TypeError, ValueError):
+                return data  # the fields say what is wrong with them
             shares = (ce / (ce + kd), kd / (ce + kd)) if ce + kd > 0 else (0.5, 0.5)
             return {**data, "loss": {**loss, "ce_alpha": shares[0], "kd_alpha": shares[1]}}
         return data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from typing import Protocol
 
 from kdbench.artefacts import TeacherStore
 from kdbench.errors import ConfigError, KdbenchError, RunError
-from kdbench.execution.jobs import FAILED, STOPPED, Job, Settings, cohort_jobs, teacher_job
+from kdbench.execution.jobs import STOPPED, Job, Settings, cohort_jobs, runs_job, teacher_job
 from kdbench.execution.local import Ended, Handle
 from kdbench.files import set_aside
 from kdbench.records import Record
@@ -19,6 +21,8 @@ from kdbench.store import RECORD, RunStore
 from kdbench.training.teachers import Recipe, recipes_of
 
 MAX_ATTEMPTS = 3  # of a job whose worker died without a word; runs continue from their checkpoints
+SHARED = {2, 3, 73}  # wrong input, a plugin's fault, a full disk: the other jobs would meet it, too
+SPOKEN = {*SHARED, 4}  # exit codes of a worker that said what is wrong
 
 
 class Executor(Protocol):
@@ -85,8 +89,8 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
                 f"teachers missing: {', '.join(recipe.name for recipe in missing)}; leave out --no-train-teachers, or "
                 f"make them with kdbench teacher train"
             )
-        _run_all([teacher_job(recipe, order.anchor) for recipe in missing], order.jobs, engine)
-        _run_all(cohort_jobs(todo, order.settings.store, order.lanes), order.jobs, engine)
+        _run_all([teacher_job(recipe, order.anchor) for recipe in missing], order, engine)
+        _run_all(cohort_jobs(todo, order.settings.store, order.lanes), order, engine)
     records = [store.folder(spec.run_id).record() for spec in order.specs]
     for spec, record in zip(order.specs, records, strict=True):
         if record is None:
@@ -112,46 +116,79 @@ def _forget_failed(specs: Sequence[RunSpec], store: RunStore) -> None:
             set_aside(folder.path / RECORD)
 
 
-def _run_all(jobs: Sequence[Job], at_a_time: int, engine: Executor) -> None:
+def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
+    """Do all jobs; one that fails does not keep the others from being done, unless what it met would stop them too."""
     waiting = deque((job, 1) for job in jobs)
-    attempts: dict[str, int] = {}
+    attempts: dict[tuple[str, ...], int] = {}
     problems: list[KdbenchError] = []
     try:
         while waiting or engine.running:
-            while waiting and engine.running < at_a_time and not problems:
+            while waiting and engine.running < order.jobs:
                 job, attempt = waiting.popleft()
-                attempts[job.name + str(job.run_ids)] = attempt
+                attempts[job.arguments] = attempt
                 engine.submit(job)
-            if not engine.running:
-                break
             ended = engine.wait()
-            attempt = attempts[ended.job.name + str(ended.job.run_ids)]
-            if ended.exit_code in {0, FAILED}:
-                continue
-            if _worth_another_try(ended, attempt):
+            attempt = attempts[ended.job.arguments]
+            if again := _again(ended, attempt, order.settings):
                 time.sleep(0.5 * attempt)
-                waiting.append((ended.job, attempt + 1))
-            else:
+                waiting.extend((job, attempt + 1) for job in again)
+            elif not _done(ended.job, order.settings):
                 problems.append(_problem(ended, attempt))
+                if problems[-1].exit_code in SHARED:
+                    waiting.clear()
     except KeyboardInterrupt:
         engine.cancel()
         while engine.running:
             engine.wait()
         raise
     if problems:
-        raise problems[0]
+        raise _all_of(problems)
 
 
-def _worth_another_try(ended: Ended, attempt: int) -> bool:
-    """A worker that was killed, crashed, or met another one at the same run may do better next time."""
-    by_signal = ended.exit_code < 0 or ended.exit_code == STOPPED
-    return by_signal and attempt < MAX_ATTEMPTS
+def _done(job: Job, settings: Settings) -> bool:
+    """Return what the store says of a job; exit codes are hints."""
+    if job.recipe is not None:
+        return TeacherStore(settings.teachers).exists(job.recipe.dataset, job.recipe.name)
+    return not _left(job, settings)
+
+
+def _left(job: Job, settings: Settings) -> list[str]:
+    store = RunStore(settings.store)
+    return [run_id for run_id in job.run_ids if store.folder(run_id).record() is None]
+
+
+def _again(ended: Ended, attempt: int, settings: Settings) -> list[Job]:
+    """Return the jobs to start after one that did not do its work, none if that would not help.
+
+    A worker that was stopped, killed, or met another one at the same run may do better next time. One that died may
+    have been brought down by one of its runs: each goes on in a worker of its own.
+    """
+    if _done(ended.job, settings) or attempt >= MAX_ATTEMPTS or ended.exit_code in SPOKEN:
+        return []
+    if ended.exit_code != STOPPED and len(left := _left(ended.job, settings)) > 1:
+        return [runs_job([run_id], settings.store) for run_id in left]
+    return [ended.job] if ended.exit_code < 0 or ended.exit_code == STOPPED else []
 
 
 def _problem(ended: Ended, attempt: int) -> KdbenchError:
-    message = ended.error or f"worker ended with exit code {ended.exit_code}"
+    """Return the error of a job that was not done: the worker's own words, or how it ended."""
+    spoken = re.search(r"^kdbench: (.*)", ended.error, re.DOTALL | re.MULTILINE)
+    if spoken and ended.exit_code in {*SPOKEN, STOPPED}:
+        error = RunError(spoken[1])
+        error.exit_code = ended.exit_code
+        return error
+    how = f"ended with exit code {ended.exit_code} and without a result"
     if ended.exit_code < 0:
-        message = f"{ended.job.name}: worker killed by signal {-ended.exit_code} in {attempt} attempts; {message}"
-    error = RunError(message)
-    error.exit_code = ended.exit_code if ended.exit_code in {2, 3, 4, 73, STOPPED} else 4
+        how = f"was killed by signal {-ended.exit_code} ({signal.strsignal(-ended.exit_code)})"
+    words = f": {ended.error.splitlines()[-1]}" if ended.error else ""
+    times = f" ({attempt} attempts)" if attempt > 1 else ""
+    return RunError(
+        f"{ended.job.name}: its worker {how}{times}{words}; everything else is kept. Repair what stopped it or leave "
+        "it out, and start the same command again"
+    )
+
+
+def _all_of(problems: Sequence[KdbenchError]) -> KdbenchError:
+    error = RunError("\n".join(dict.fromkeys(map(str, problems))))
+    error.exit_code = problems[0].exit_code
     return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kdbench.records import EpochReport, Record
 
@@ -32,9 +32,10 @@ class Event:
         """Return the event of a line, or None for anything else a plugin may have printed."""
         try:
             tree = json.loads(line)
-            return Event(tree["kind"], tree["data"])
-        except (ValueError, KeyError, TypeError):
+            kind, data = tree["kind"], tree["data"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
+        return Event(kind, data) if kind in get_args(Kind) and isinstance(data, dict) else None
 
 
 def of_epoch(report: EpochReport) -> Event:

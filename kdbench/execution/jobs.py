@@ -87,8 +87,12 @@ def cohort_jobs(specs: Sequence[RunSpec], store: Path, lanes: int) -> list[Job]:
     jobs = []
     for members in groups.values():
         for start in range(0, len(members), lanes):
-            ids = tuple(spec.run_id for spec in members[start : start + lanes])
-            words = [word for run_id in ids for word in ("--run", run_id)]
-            name = f"{len(ids)} run(s) of seed {members[0].seed}"
-            jobs.append(Job(name, ("run-one", "--store", str(store), *words), ids))
+            jobs.append(runs_job([spec.run_id for spec in members[start : start + lanes]], store))
     return jobs
+
+
+def runs_job(run_ids: Sequence[str], store: Path) -> Job:
+    """Return the job that trains runs together."""
+    words = [word for run_id in run_ids for word in ("--run", run_id)]
+    name = f"run {run_ids[0]}" + (f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else "")
+    return Job(name, ("run-one", "--store", str(store), *words), tuple(run_ids))

@@ -7,6 +7,18 @@ from kdbench.leaderboard.as_json import to_json
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.model import Cell, Leaderboard
+from kdbench.leaderboard.publishing import publish
 from kdbench.leaderboard.writing import FORMATS, check_formats, write
 
-__all__ = ["FORMATS", "Cell", "Leaderboard", "build", "check_formats", "to_csv", "to_json", "to_markdown", "write"]
+__all__ = [
+    "FORMATS",
+    "Cell",
+    "Leaderboard",
+    "build",
+    "check_formats",
+    "publish",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+    "write",
+]

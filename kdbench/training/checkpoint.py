@@ -28,7 +28,6 @@ class CheckpointFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.damaged: list[Path] = []
 
     def save(self, state: State, position: tuple[int, int, int]) -> None:
         """Write a state that stands at (phase, epoch, step), then drop all but the newest two.
@@ -46,15 +45,19 @@ class CheckpointFolder:
             old.unlink()
 
     def newest(self) -> State | None:
-        """Return the newest sound state, or None; damaged files are renamed to ``*.corrupt`` and remembered."""
+        """Return the newest sound state, or None; damaged files are renamed to ``*.corrupt``."""
         if self.path.is_dir():
             sweep_temporary(self.path)
         for path in reversed(self._files()):
             state = self._read(path)
             if state is not None:
                 return state
-            self.damaged.append(set_aside(path))
+            set_aside(path)
         return None
+
+    def damaged(self) -> list[Path]:
+        """Return the files that were set aside, by this start of the run or an earlier one."""
+        return sorted(self.path.glob("*.corrupt*"))
 
     def remove(self) -> None:
         """Delete the folder of a finished run; damaged files set aside are kept."""

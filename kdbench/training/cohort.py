@@ -151,14 +151,15 @@ def _start(
         seed=spec.seed,
     )
     lane = Lane(spec, method, student, context, device)
-    lane.method.prepare(data.train.labels)
+    lane.prepare(data.train.labels)
     entry = Trained(lane, folder, data, tuple(manifests) if spec.teachers else ())
     checkpoints = CheckpointFolder(folder.checkpoints)
-    if (state := checkpoints.newest()) is not None:
+    state = checkpoints.newest() if lane.active else None
+    if state is not None:
         _check_resumable(state, spec, entry.teachers, workplace.machine)
         lane.load(state)
         entry.from_epoch = lane.position.epoch
-    entry.set_aside = tuple(path.name for path in checkpoints.damaged)
+    entry.set_aside = tuple(path.name for path in checkpoints.damaged())
     return entry
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.artefacts import TeacherManifest, sha256_of
 from kdbench.backbones.base import Network
 from kdbench.config.loading import read_yaml
+from kdbench.config.schema import Name
 from kdbench.datasets.base import DatasetInfo, Split
 from kdbench.datasets.splits import channel_statistics
 from kdbench.errors import ConfigError, ProblemList
@@ -37,6 +39,8 @@ CONSTANTS = {
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "teacher", "student", "weights", "params")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "net.", "network.", "teacher.", "student.")
 _COUNTER = "num_batches_tracked"
+_CODE = re.compile(r"(?:GLOBAL|unrecognized function|unsupported class) (\S+)")  # in torch's refusals
+_MOST_WRAPPERS = 8
 _TRIED_IMAGES = 2000
 
 
@@ -69,13 +73,13 @@ def import_teacher(foreign: Foreign, place: Workplace) -> tuple[TeacherManifest,
     """
     source = open_source(foreign.dataset, place.registry, place.data_root)
     info = source.info
-    name = foreign.name or foreign.file.stem
+    name = _artefact_name(foreign)
     reference = dataset_ref(info, None)
     digest = sha256_of(foreign.file) if foreign.file.is_file() else ""
     if place.teachers.exists(reference, name):
         old = place.teachers.manifest(reference, name)
         if old.recipe_sha256 == digest:
-            return old, [f"{name} was imported before from the same file"]
+            return old, [f"{name} was imported before from the same file; to import it otherwise, give --name"]
         raise ConfigError(f"teacher '{name}': exists already, from another file or recipe; give --name")
     state = renamed(read_state(foreign.file), foreign.mapping)
     backbone, network = _fit(foreign, state, info, place)
@@ -91,6 +95,17 @@ def import_teacher(foreign: Foreign, place: Workplace) -> tuple[TeacherManifest,
     return manifest, notes
 
 
+def _artefact_name(foreign: Foreign) -> str:
+    name = foreign.name or foreign.file.stem
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError(
+            f"--name '{name}': not the name of an artefact; allowed are up to 64 letters, digits, '.', '_' and '-', "
+            "the first a letter or digit"
+        ) from error
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under plain keys; nothing in the file is executed.
 
@@ -103,33 +118,45 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             tree: object = load_file(path)
         else:
-            _refuse_bomb(path)
+            _check_archive(path)
             tree = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path}: holds more than tensors, and kdbench runs no code from files; save only the state dict "
-            "(torch.save(model.state_dict(), ...)) with the program that made it"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: not a readable checkpoint (damaged or foreign): {str(error)[:120]}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ConfigError(f"{path}: {_why_unreadable(error)}") from error
     return _strip(_unwrap(tree, path))
 
 
-def _refuse_bomb(path: Path) -> None:
-    """Torch stores tensors uncompressed; a compressed entry would expand without limit."""
+def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and (found := _CODE.search(str(error))):
+        return (
+            f"holds more than tensors ({found[1]}), and kdbench runs no code from files; save only the state dict "
+            "(torch.save(model.state_dict(), ...)) with the program that made it"
+        )
+    detail = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:100]
+    return f"not a readable checkpoint (damaged or foreign): {type(error).__name__}: {detail}; get the file again"
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what torch does not look at: compressed entries, which expand without limit, and wrong checksums."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                 raise ConfigError(f"{path}: a checkpoint with compressed entries is not one torch wrote; refused")
+            if bad := archive.testzip():
+                raise ConfigError(f"{path}: damaged: checksum of {bad} is wrong; get the file again")
 
 
 def _unwrap(tree: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(tree, Mapping):
+    for _ in range(_MOST_WRAPPERS):  # a pickle may hold itself
+        if not isinstance(tree, Mapping):
+            break
+        # Wrappers first: training programs put tensors such as the best accuracy beside the state dict.
+        inner = [tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)]
         tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
-        if tensors:
+        if not inner and tensors:
             _refuse_views(tensors, path)
             return tensors
-        inner = [tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)]
         if not inner:
             break
         tree = inner[0]
@@ -138,8 +165,10 @@ def _unwrap(tree: object, path: Path) -> dict[str, Tensor]:
 
 
 def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A few stored bytes can claim to be a tensor of any size by a stride of zero."""
+    """A few stored bytes can claim to be a tensor of any size by a stride of zero; a meta tensor has none at all."""
     for key, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ConfigError(f"{path}: {key}: not a plain dense tensor; save an unquantised, dense state dict")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ConfigError(f"{path}: {key}: claims {tuple(tensor.shape)}, more than the file holds; refused")
 
@@ -162,7 +191,10 @@ def renamed(state: dict[str, Tensor], mapping: Path | None) -> dict[str, Tensor]
     table: dict[str, Any] = read_yaml(mapping)
     if missing := [key for key in table if key not in state]:
         raise ConfigError(f"{mapping}: {missing[0]}: no such key in the checkpoint; it has {_some(state)}")
-    return {str(table.get(key, key)): value for key, value in state.items()}
+    names = [str(table.get(key, key)) for key in state]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{mapping}: {twice[0]}: two keys of the checkpoint get this name; rename each to its own")
+    return dict(zip(names, state.values(), strict=True))
 
 
 def _fit(foreign: Foreign, state: dict[str, Tensor], info: DatasetInfo, place: Workplace) -> tuple[str, Network]:

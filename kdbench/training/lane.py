@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdbench.backbones.base import Network
 from kdbench.datasets.base import Split
 from kdbench.evaluation import evaluate
-from kdbench.method import AnyMethod, Batch, Mix, Phase, total, trainable
+from kdbench.method import AnyMethod, Batch, Mix, Options, Phase, Supervised, total, trainable
 from kdbench.options import apply_deviations
 from kdbench.records import EpochReport
 from kdbench.seeds import stream
@@ -86,21 +86,47 @@ class Lane:
         self.spec, self.device, self.context = spec, device, context
         self.anchor = apply_deviations(spec.anchor, spec.deviations)
         self.student = student
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(spec.seed, "method"))
-            options = method_type.options_type.model_validate(spec.options)
-            self.method: AnyMethod = method_type(options, context).to(device)
-        self.phases = self.method.phases()
-        self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
         self.scaler = loss_scaler(self.anchor.step.precision, device)
-        self.average = self._new_average()
-        self.position = Position()
         self.meters = Meters()
         self.counters = Counters()
         self.history: list[EpochReport] = []
         self.failure: Exception | None = None
+        self.failed_in = ""
         self.diverged = ""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stream(spec.seed, "method"))
+                self._adopt(method_type(method_type.options_type.model_validate(spec.options), context))
+        except Exception as error:  # a plugin's fault ends its own lane, even this early
+            self.fail(error, "its set-up")
+            self._adopt(
+                Supervised(Options(), context)
+            )  # never trained: it completes the lane, so that it can be recorded
+
+    def _adopt(self, method: AnyMethod) -> None:
+        self.method = method.to(self.device)
+        self.phases = self.method.phases()
+        self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
+        wanted = self.method.taps.teachers
+        self.teacher_taps = tuple(wanted.resolve(len(teacher.stages)) for teacher in self.context.teachers)
+        self.average = self._new_average()
+        self.position = Position()
+        self._skip_empty_phases()
         self.optimizer = self._new_optimizer()
+
+    def prepare(self, labels: Tensor) -> None:
+        """Show the method the training labels (N,); what it draws depends on the seed alone."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stream(self.spec.seed, "method", "prepare"))
+                self.method.prepare(labels)
+        except Exception as error:
+            self.fail(error, "prepare")
+
+    def fail(self, error: Exception, where: str = "") -> None:
+        """End the lane for a fault of its method, by default in the running epoch."""
+        self.failure = error
+        self.failed_in = where or f"phase '{self.phase.name}', epoch {self.position.epoch + 1}"
 
     # --- phases and epochs -------------------------------------------------------------------------------------
 
@@ -169,10 +195,16 @@ class Lane:
 
     def _next_phase(self) -> None:
         self.position = Position(self.position.phase + 1)
-        while not self.finished and self.epochs == 0:
-            self.position.phase += 1
+        self._skip_empty_phases()
         if not self.finished:
             self.optimizer = self._new_optimizer()
+            if self.average is not None and self.phase.is_main:
+                # Weights from before the main phase, initial ones mostly, are no part of the average.
+                self.average.n_averaged.zero_()
+
+    def _skip_empty_phases(self) -> None:
+        while not self.finished and self.epochs == 0:
+            self.position.phase += 1
 
     def _accuracy_on(self, split: Split | None) -> float | None:
         if split is None or not self.phase.is_main:
@@ -292,6 +324,7 @@ class Lane:
             "meters": {"sums": dict(self.meters.sums), "images": self.meters.images, "seconds": self.meters.seconds},
             "counters": vars(self.counters).copy(),
             "history": [report.model_dump_json() for report in self.history],
+            "diverged": self.diverged,
         }
 
     def load(self, state: State) -> None:
@@ -310,6 +343,7 @@ class Lane:
         self.meters = Meters(sums, meters["images"], meters["seconds"])
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
+        self.diverged = state["diverged"]
 
 
 def _rows(features: Features, part: slice) -> Features:

@@ -64,14 +64,13 @@ class TeacherPass:
 
     Args:
         teachers: Frozen networks in eval mode, on the device.
-        taps: Union of what the lanes need, one entry per teacher, resolved.
+        taps: Union of what the lanes need of each teacher, resolved.
         precision: The anchor's precision key.
         device: Where they run.
     """
 
-    def __init__(self, teachers: Sequence[Network], taps: Taps, precision: str, device: torch.device) -> None:
-        self.teachers = tuple(teachers)
-        self.taps = tuple(taps.resolve(teacher.stage_count) for teacher in teachers)
+    def __init__(self, teachers: Sequence[Network], taps: Sequence[Taps], precision: str, device: torch.device) -> None:
+        self.teachers, self.taps = tuple(teachers), tuple(taps)
         self.precision, self.device = precision, device
 
     @torch.no_grad()

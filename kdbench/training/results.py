@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import save
@@ -13,6 +15,7 @@ from kdbench import __version__
 from kdbench.artefacts import PREDICTIONS as TEACHER_PREDICTIONS
 from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.cost import flops_of
+from kdbench.errors import KdbenchError
 from kdbench.evaluation import Predictions, read_predicted
 from kdbench.files import write_atomic
 from kdbench.records import Accuracy, Attempt, Cost, Record, Status, TeacherUsed
@@ -24,6 +27,16 @@ from kdbench.training.lane import Lane
 from kdbench.training.trainer import SCORED_EPOCHS
 
 CHANCE_FACTOR = 2  # a final accuracy of at most twice chance counts as diverged
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is found out about a deployed module."""
+
+    predictions: Predictions
+    weights: bytes
+    agreement: float | None
+    cost: Cost
 
 
 def finish(
@@ -40,21 +53,28 @@ def finish(
     """
     lane, folder = trained.lane, trained.folder
     status, reason = outcome(lane)
-    predictions: Predictions | None = None
+    measured: Measured | None = None
     if status != "infra_failed":
-        module = lane.deployed()
-        predictions = trained.data.test.predict(module)
-        if status == "ok" and predictions.accuracy <= CHANCE_FACTOR * 100 / len(trained.data.info.classes):
-            status, reason = "diverged", f"final accuracy {predictions.accuracy:.2f} % is at most twice chance"
-        write_atomic(folder.path / WEIGHTS, deployed_weights(module, lane))
-        write_atomic(folder.path / PREDICTIONS, predictions.to_npz())
+        try:
+            measured = _measure(trained, machine, store)
+        except KdbenchError:
+            raise
+        except Exception as error:  # what a plugin deploys may break as well
+            lane.fail(error, "the final evaluation")
+            status, reason = outcome(lane)
+    if measured is not None:
+        accuracy = measured.predictions.accuracy
+        if status == "ok" and accuracy <= CHANCE_FACTOR * 100 / len(trained.data.info.classes):
+            status, reason = "diverged", f"final accuracy {accuracy:.2f} % is at most twice chance"
+        write_atomic(folder.path / WEIGHTS, measured.weights)
+        write_atomic(folder.path / PREDICTIONS, measured.predictions.to_npz())
     folder.write_epochs(lane.history)
     last = attempts[-1]
     detail = "; ".join([reason, *(f"damaged checkpoint set aside: {name}" for name in trained.set_aside)]).strip("; ")
     closed = Attempt(
         started_at=last.started_at, ended_at=ended_at, outcome=detail or status, from_epoch=trained.from_epoch
     )
-    record = _record(trained, machine, status, reason, (*attempts[:-1], closed), predictions, store)
+    record = _record(trained, machine, status, reason, (*attempts[:-1], closed), measured)
     folder.write_record(record)
     CheckpointFolder(folder.checkpoints).remove()
     return record
@@ -64,8 +84,7 @@ def outcome(lane: Lane) -> tuple[Status, str]:
     """Return status and reason of a lane, decided from the class of the error, never from a score."""
     if lane.failure is not None:
         kind = type(lane.failure).__name__
-        where = f"method '{lane.spec.method}' failed in phase '{lane.phase.name}', epoch {lane.position.epoch + 1}"
-        return "infra_failed", f"{where}: {kind}: {lane.failure}"
+        return "infra_failed", f"method '{lane.spec.method}' failed in {lane.failed_in}: {kind}: {lane.failure}"
     if lane.diverged:
         return "diverged", lane.diverged
     return "ok", ""
@@ -81,7 +100,26 @@ def deployed_weights(module: nn.Module, lane: Lane) -> bytes:
         "mean": " ".join(map(repr, student.mean.flatten().tolist())),
         "std": " ".join(map(repr, student.std.flatten().tolist())),
     }
-    return save(state, metadata)
+    return _with_metadata(save(state), metadata)
+
+
+def _with_metadata(file: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file with metadata; the library's own has another order, so other bytes, in every call."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.dumps({"__metadata__": dict(metadata), **json.loads(file[8 : 8 + length])}, separators=(",", ":"))
+    padded = header.encode() + b" " * (-len(header) % 8)  # tensors start at a multiple of 8 bytes
+    return len(padded).to_bytes(8, "little") + padded + file[8 + length :]
+
+
+def _measure(trained: Trained, machine: Machine, store: TeacherStore) -> Measured:
+    module = trained.lane.deployed()
+    predictions = trained.data.test.predict(module)
+    return Measured(
+        predictions,
+        deployed_weights(module, trained.lane),
+        _agreement(predictions, trained.teachers, store),
+        _cost(trained.lane, machine),
+    )
 
 
 def _record(
@@ -90,10 +128,10 @@ def _record(
     status: Status,
     reason: str,
     attempts: tuple[Attempt, ...],
-    predictions: Predictions | None,
-    store: TeacherStore,
+    measured: Measured | None,
 ) -> Record:
     lane, spec = trained.lane, trained.lane.spec
+    predictions = measured.predictions if measured else None
     return Record(
         kdbench_version=__version__,
         run_id=spec.run_id,
@@ -117,8 +155,8 @@ def _record(
         accuracy=_accuracy(lane, predictions) if predictions else None,
         nll=_finite(predictions.nll) if predictions else None,
         ece=_finite(predictions.ece) if predictions else None,
-        agreement_with_teacher=_agreement(predictions, trained.teachers, store) if predictions else None,
-        cost=_cost(lane, machine) if predictions else None,
+        agreement_with_teacher=measured.agreement if measured else None,
+        cost=measured.cost if measured else None,
         environment=machine.describe(spec.anchor.step.precision),
         started_at=attempts[0].started_at,
         ended_at=attempts[-1].ended_at,

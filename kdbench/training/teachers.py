@@ -175,6 +175,12 @@ def verify_teacher(manifest: TeacherManifest, workplace: Workplace, batch_size: 
     network = load_teacher(workplace.teachers, manifest, backbone)
     network.place(workplace.machine.device, channels_last=backbone.channels_last)
     source = open_source(manifest.dataset.name, workplace.registry, workplace.data_root)
+    if source.info.fingerprint != manifest.dataset.fingerprint:
+        raise KdbenchError(
+            f"teacher '{manifest.name}': dataset '{manifest.dataset.name}' has changed since it was made (content "
+            f"{source.info.fingerprint}, then {manifest.dataset.fingerprint}); bring the old data back, or make a new "
+            "teacher"
+        )
     predictions = TestSet(source, workplace.machine.device, batch_size).predict(network)
     # Other devices and libraries may flip a handful of images whose two best logits are almost equal.
     tolerated = 100 * max(2, round(0.0005 * manifest.test_images)) / manifest.test_images

@@ -18,7 +18,7 @@ from kdbench.records import EpochReport
 from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.lane import Lane
 from kdbench.training.networks import TeacherPass
-from kdbench.types import Features, Taps
+from kdbench.types import Features
 
 SCORED_EPOCHS = 5  # the last five are always evaluated: their mean is in every record
 
@@ -121,7 +121,7 @@ class Trainer:
             if self.observer.should_stop():
                 for lane in self.lanes:
                     if lane.active:
-                        self.observer.save(lane)
+                        self._save(lane)
                 raise Interrupted("stopped; every run was saved and continues with the same command")
         if self.batches.device.type == "cuda":
             torch.cuda.synchronize()  # once per epoch, so that the epoch's time is its own
@@ -129,12 +129,12 @@ class Trainer:
             self._end_epoch(lane)
 
     def _teacher_pass(self, group: Sequence[Lane]) -> TeacherPass | None:
-        wanted = [lane.method.taps.teachers for lane in group if lane.method.uses_teacher]
+        wanted = [lane.teacher_taps for lane in group if lane.method.uses_teacher]
         if not wanted or not self.teachers:
             return None
-        count = min(teacher.stage_count for teacher in self.teachers)
-        union: Taps = reduce(or_, (taps if taps.stages == "all" else taps.resolve(count) for taps in wanted))
-        return TeacherPass(self.teachers, union, group[0].anchor.step.precision, self.batches.device)
+        # Per teacher: stage -1 is another one in each.
+        unions = [reduce(or_, taps) for taps in zip(*wanted, strict=True)]
+        return TeacherPass(self.teachers, unions, group[0].anchor.step.precision, self.batches.device)
 
     def _run_step(self, group: Sequence[Lane], teach: TeacherPass | None, step: int) -> None:
         started = time.perf_counter()
@@ -149,24 +149,28 @@ class Trainer:
             self._step_lane(lane, inputs, features if lane in taught else ())
 
     def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features]) -> None:
-        wanted = lane.method.taps.teachers
         try:
-            own = tuple(
-                f.narrow(wanted.resolve(teacher.stage_count))
-                for f, teacher in zip(features, self.teachers, strict=False)
-            )
-            lane.step(inputs, own)
+            # A lane that is not taught has no features to narrow.
+            lane.step(inputs, [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)])
         except Exception as error:  # a plugin's fault ends its own lane; the others go on
-            lane.failure = error
+            lane.fail(error)
 
     def _end_epoch(self, lane: Lane) -> None:
         try:
             report = lane.end_epoch(self.validation, self._test_accuracy(lane))
         except Exception as error:
-            lane.failure = error
+            lane.fail(error)
             return
         self.observer.epoch_ended(report)
-        self.observer.save(lane)
+        self._save(lane)
+
+    def _save(self, lane: Lane) -> None:
+        try:
+            self.observer.save(lane)
+        except KdbenchError:
+            raise  # the store's fault, not the method's
+        except Exception as error:
+            lane.fail(error, "saving its state")
 
     def _test_accuracy(self, lane: Lane) -> float | None:
         epoch, epochs = lane.position.epoch, lane.epochs

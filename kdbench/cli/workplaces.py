@@ -1,0 +1,38 @@
+"""What a process needs to train: registry, machine, stores, and who is told about progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kdbench.cli.arguments import available_threads
+from kdbench.cli.main import State
+
+
+def workplace(
+    state: State, teachers: Path, data: Path, device: str, threads: int | None,
+    send: Callable[[Any], None] | None, should_stop: Callable[[], bool] = lambda: False,
+) -> Any:  # fmt: skip
+    """Return the workplace of this process; events go to ``send``, and to plugins that observe epochs."""
+    from kdbench.artefacts import TeacherStore
+    from kdbench.execution.worker import epoch_emitter, progress_emitter
+    from kdbench.training.cohort import Workplace
+    from kdbench.training.environment import set_up
+
+    registry = state.registry()
+    tell = epoch_emitter(send) if send else lambda _report: None
+
+    def epoch_ended(report: Any) -> None:
+        tell(report)
+        registry.hook.kdbench_epoch_ended(report=report)
+
+    return Workplace(
+        registry=registry,
+        machine=set_up(device, threads or available_threads()),
+        teachers=TeacherStore(teachers),
+        data_root=data,
+        epoch_ended=epoch_ended,
+        progress=progress_emitter(send) if send else lambda _progress: None,
+        should_stop=should_stop,
+    )

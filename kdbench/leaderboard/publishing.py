@@ -1,0 +1,40 @@
+"""Copying the records a board was made from, so that anyone can rebuild it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+
+from kdbench.files import write_atomic
+from kdbench.spec import DatasetRef
+from kdbench.store import EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder
+
+FOLDER = "runs"
+
+
+def publish(folders: Iterable[RunFolder], out: Path) -> int:
+    """Copy spec, record, epochs and predictions of runs to ``out/runs`` and return how many.
+
+    Dataset paths are reduced to file names: where somebody keeps their data is nobody's business, and the fingerprint
+    identifies it. Weights stay where they are.
+    """
+    count = 0
+    for folder in folders:
+        spec, record = folder.spec(), folder.peek()
+        target = out / FOLDER / spec.run_id
+        named = spec.model_copy(update={"dataset": without_folder(spec.dataset)})
+        write_atomic(target / SPEC, named.model_dump_json(indent=2) + "\n")
+        if record is not None:
+            copied = record.model_copy(update={"dataset": without_folder(record.dataset)})
+            write_atomic(target / RECORD, copied.model_dump_json(indent=2) + "\n")
+        for name in (EPOCHS, PREDICTIONS):
+            if (folder.path / name).exists():
+                write_atomic(target / name, (folder.path / name).read_bytes())
+        count += 1
+    return count
+
+
+def without_folder(dataset: DatasetRef) -> DatasetRef:
+    """Return the reference with the path in its name reduced to the last part."""
+    kind, colon, path = dataset.name.partition(":")
+    return dataset.model_copy(update={"name": f"{kind}{colon}{PurePath(path).name}"})

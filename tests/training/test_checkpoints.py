@@ -1,0 +1,185 @@
+"""Checkpoints: whole or absent, found out when damaged, the previous one kept."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench.errors import KdbenchError, StoreError
+from kdbench.files import TEMPORARY
+from kdbench.training import checkpoint
+from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.trainer import Interrupted
+
+
+def _flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped bit": _flip,
+    "truncated": lambda data: data[:-100],
+    "zeroed page": lambda data: data[:4096] + bytes(4096) + data[8192:],
+    "zero tail": lambda data: data[:-4096] + bytes(4096),
+    "empty": lambda _data: b"",
+    "longer": lambda data: data + b"\0",
+    "foreign": lambda _data: b"not a checkpoint",
+}
+
+
+def _files(folder: CheckpointFolder) -> list[Path]:
+    return sorted(folder.path.glob("*.pt"))
+
+
+def _stop(lab: Any, spec: Any, steps: int = 14) -> CheckpointFolder:
+    with pytest.raises(Interrupted):
+        lab.run([spec], "cut", should_stop=lab.stop_after(steps))
+    return CheckpointFolder(lab.folders([spec], "cut")[0].checkpoints)
+
+
+def _weights(lab: Any, spec: Any, where: str) -> bytes:
+    data: bytes = (lab.folders([spec], where)[0].path / "student.safetensors").read_bytes()
+    return data
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_one_is_set_aside_and_the_previous_used(lab: Any, damage: str) -> None:
+    spec = lab.spec("toy_bank")
+    folder = _stop(lab, spec)
+    previous, newest = _files(folder)
+    data = newest.read_bytes()
+    newest.write_bytes(DAMAGES[damage](data))
+    (record,) = lab.run([spec], "cut")
+    lab.run([spec], "whole")
+    assert _weights(lab, spec, "cut") == _weights(lab, spec, "whole")
+    aside = newest.with_name(newest.name + ".corrupt")
+    assert aside.read_bytes() == DAMAGES[damage](data), "evidence is kept as it was found"
+    assert not previous.exists()
+    assert not _files(folder)
+    assert f"damaged checkpoint set aside: {aside.name}" in record.attempts[-1].outcome
+    assert record.status == "ok" or "chance" in record.reason
+
+
+def test_without_a_sound_one_the_run_starts_over(lab: Any) -> None:
+    spec = lab.spec("toy_bank")
+    folder = _stop(lab, spec)
+    both = _files(folder)
+    for path in both:
+        path.write_bytes(_flip(path.read_bytes()))
+    (record,) = lab.run([spec], "cut")
+    lab.run([spec], "whole")
+    assert _weights(lab, spec, "cut") == _weights(lab, spec, "whole")
+    assert record.attempts[-1].from_epoch == 0
+    for path in both:
+        assert path.name + ".corrupt" in record.attempts[-1].outcome
+
+
+def test_what_was_set_aside_is_in_the_record_after_another_stop(lab: Any) -> None:
+    spec = lab.spec("toy_bank")
+    folder = _stop(lab, spec)
+    newest = _files(folder)[-1]
+    newest.write_bytes(b"")
+    _stop(lab, spec, 3)
+    (record,) = lab.run([spec], "cut")
+    assert [attempt.outcome.partition(":")[0] for attempt in record.attempts[:2]] == ["Interrupted", "Interrupted"]
+    assert newest.name in record.attempts[-1].outcome
+
+
+def _tensors(value: float) -> dict[str, Any]:
+    return {"x": torch.full((1000,), value), "n": 3, "text": "a", "nested": {"list": [1, 2.5, None, True]}}
+
+
+def test_two_are_kept_and_the_newest_is_returned(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    assert folder.newest() is None
+    for number, position in enumerate([(0, 9, 0), (1, 0, 0), (1, 2, 0), (1, 10, 3), (1, 10, 20)]):
+        folder.save(_tensors(number), position)
+        assert len(_files(folder)) == min(number + 1, 2)
+    state = folder.newest()
+    assert state is not None
+    assert state["x"].tolist() == [4.0] * 1000
+    assert {key: state[key] for key in ("n", "text", "nested")} == {
+        key: value for key, value in _tensors(0).items() if key != "x"
+    }
+    folder.remove()
+    assert not folder.path.exists()
+
+
+def test_the_name_holds_the_hash_of_the_content(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(_tensors(1), (2, 34, 5))
+    (path,) = _files(folder)
+    assert path.name == f"p02-e00034-s0000005-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
+
+
+def test_another_schema_is_a_clear_error_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SCHEMA", 7)
+        folder.save(_tensors(1), (0, 1, 0))
+    (path,) = _files(folder)
+    with pytest.raises(KdbenchError, match=r"\.pt: checkpoint schema 7, this kdbench reads 1; finish the run with"):
+        folder.newest()
+    assert _files(folder) == [path]
+
+
+def test_leftovers_of_killed_writers_are_swept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(_tensors(1), (0, 1, 0))
+    leftover = tmp_path / f"{TEMPORARY}4711-p00-e00002-s0000000-0123456789abcdef.pt"
+    leftover.write_bytes(b"half")
+    assert folder.newest() is not None
+    assert not leftover.exists()
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "p00-e00009-s0000000-XYZ.pt").write_bytes(b"not ours")
+    folder.save(_tensors(1), (0, 1, 0))
+    assert folder.newest() is not None
+    folder.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "p00-e00009-s0000000-XYZ.pt"]
+
+
+def test_a_full_disk_costs_no_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for epoch in (1, 2):
+        folder.save(_tensors(epoch), (0, epoch, 0))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kdbench.files.os.fsync", full)
+    with pytest.raises(StoreError, match=r"cannot be written .*free some space"):
+        folder.save(_tensors(3), (0, 3, 0))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class _Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.marker,))
+
+
+def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
+    """R13: not even of one whose name holds its right hash."""
+    buffer = io.BytesIO()
+    torch.save({"schema": 1, "x": _Evil(tmp_path / "marker")}, buffer)
+    name = f"p00-e00001-s0000000-{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.pt"
+    (tmp_path / name).write_bytes(buffer.getvalue())
+    with pytest.raises(pickle.UnpicklingError):
+        CheckpointFolder(tmp_path).newest()
+    assert not (tmp_path / "marker").exists()

@@ -1,0 +1,145 @@
+"""Teacher artefacts: found by name and dataset, trusted by hash."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from kdbench.artefacts import MANIFEST, WEIGHTS, TeacherManifest, TeacherStore, check_sha256, sha256_of
+from kdbench.errors import ConfigError, KdbenchError, StoreError
+from kdbench.spec import DatasetRef
+
+DIGITS = DatasetRef(name="digits", slug="digits", fingerprint="f")
+SUBSET = DIGITS.model_copy(update={"per_class": 5})
+STATE = {"w": torch.arange(6.0).view(2, 3)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TeacherStore:
+    store = TeacherStore(tmp_path / "teachers")
+    put(store, "resnet14-crd")
+    return store
+
+
+def put(store: TeacherStore, name: str, dataset: DatasetRef = DIGITS) -> TeacherManifest:
+    folder = store.folder(dataset, name)
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS).write_bytes(save(STATE))
+    manifest = TeacherManifest(
+        name=name,
+        backbone="resnet14_w8",
+        dataset=dataset,
+        classes=tuple("0123456789"),
+        in_channels=1,
+        origin="trained",
+        recipe="crd-v1",
+        recipe_sha256="r",
+        accuracy=97.5,
+        test_images=599,
+        mean=(0.5,),
+        std=(0.25,),
+        sha256=sha256_of(folder / WEIGHTS),
+        created_at="2025-01-01T00:00:00Z",
+        kdbench_version="0.1.0",
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return manifest
+
+
+def test_round_trip(store: TeacherStore) -> None:
+    manifest = store.manifest(DIGITS, "resnet14-crd")
+    assert (manifest.accuracy, manifest.mean) == (97.5, (0.5,))
+    assert torch.equal(store.weights(manifest)["w"], STATE["w"])
+    assert store.all() == [manifest]
+    assert store.exists(DIGITS, "resnet14-crd")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "hint"),
+    [(DIGITS, "resnet14-crt", " Did you mean 'resnet14-crd'?"), (SUBSET, "resnet14-crd", ""), (DIGITS, "zzz", "")],
+)
+def test_missing(store: TeacherStore, dataset: DatasetRef, name: str, hint: str) -> None:
+    assert not store.exists(dataset, name)
+    with pytest.raises(ConfigError) as caught:
+        store.manifest(dataset, name)
+    assert str(caught.value) == (
+        f"teacher '{name}' for dataset '{dataset.label}': not in {store.root}. unknown teacher '{name}'.{hint} All: "
+        "kdbench list teachers; make it with kdbench teacher train, or bring it with kdbench teacher import"
+    )
+
+
+def test_no_store_at_all(tmp_path: Path) -> None:
+    store = TeacherStore(tmp_path / "nowhere")
+    assert store.all() == []
+    with pytest.raises(ConfigError, match=r"not in .*nowhere"):
+        store.manifest(DIGITS, "x")
+
+
+def test_unfinished_artefact_does_not_exist(store: TeacherStore) -> None:
+    (store.folder(DIGITS, "resnet14-crd") / MANIFEST).unlink()
+    assert not store.exists(DIGITS, "resnet14-crd")
+    assert store.all() == []
+
+
+@pytest.mark.parametrize("name", ["../digits-5pc/other", "../../outside/other"])
+def test_names_that_lead_elsewhere(store: TeacherStore, name: str) -> None:
+    put(store, "other", SUBSET)
+    put(TeacherStore(store.root.parent), "other", DIGITS.model_copy(update={"slug": "outside"}))
+    with pytest.raises(ConfigError, match=r"belongs to teacher 'other' for dataset '(digits-5pc|outside)'"):
+        store.manifest(DIGITS, name)
+
+
+def test_renamed_folder(store: TeacherStore) -> None:
+    folder = store.folder(DIGITS, "resnet14-crd")
+    moved = folder.rename(folder.with_name("better"))
+    with pytest.raises(ConfigError) as caught:
+        store.manifest(DIGITS, "better")
+    assert str(caught.value).startswith(f"{moved / MANIFEST}: belongs to teacher 'resnet14-crd' for dataset 'digits'; ")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "append"])
+def test_corrupt_weights(store: TeacherStore, damage: str) -> None:
+    manifest = store.manifest(DIGITS, "resnet14-crd")
+    path = store.folder(DIGITS, "resnet14-crd") / WEIGHTS
+    data = path.read_bytes()
+    flipped = data[:-1] + bytes([data[-1] ^ 1])
+    path.write_bytes({"flip": flipped, "truncate": data[:-1], "empty": b"", "append": data + b"\0"}[damage])
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(KdbenchError) as caught:
+        store.weights(manifest)
+    assert str(caught.value) == (
+        f"{path}: corrupt: sha256 is {found[:12]}.., expected {manifest.sha256[:12]}..; "
+        "train or import the teacher again (its folder can be removed)"
+    )
+
+
+def test_missing_weights(store: TeacherStore) -> None:
+    manifest = store.manifest(DIGITS, "resnet14-crd")
+    path = store.folder(DIGITS, "resnet14-crd") / WEIGHTS
+    path.unlink()
+    with pytest.raises(KdbenchError, match="missing; train or import the teacher again"):
+        store.weights(manifest)
+
+
+def test_corrupt_manifest(store: TeacherStore) -> None:
+    path = store.folder(DIGITS, "resnet14-crd") / MANIFEST
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(StoreError, match=r"teacher.json: not JSON"):
+        store.manifest(DIGITS, "resnet14-crd")
+    path.write_text("{}")
+    with pytest.raises(StoreError, match=r"teacher.json: not a teachermanifest of kdbench: name: Field required"):
+        store.manifest(DIGITS, "resnet14-crd")
+
+
+def test_sha256_of_known_content(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert sha256_of(path) == digest
+    check_sha256(path, digest, "do this")
+    with pytest.raises(KdbenchError, match=r"corrupt: sha256 is ba7816bf8f01\.\., expected 000000000000\.\.; do this"):
+        check_sha256(path, "0" * 64, "do this")

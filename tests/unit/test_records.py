@@ -1,0 +1,91 @@
+"""Reading records back: truncated, foreign, newer and hostile files each get their message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdbench.errors import StoreError
+from kdbench.records import Accuracy, Corrupt, Record, parse_json
+from kdbench.spec import RunSpec
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "record.json"
+
+
+def said(model: type[Record] | type[RunSpec], path: Path, kind: type[StoreError]) -> str:
+    with pytest.raises(StoreError) as caught:
+        parse_json(model, path)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_round_trip(record: Record, path: Path) -> None:
+    full = record.model_copy(update={"accuracy": Accuracy(last=1 / 3, best=0.1 + 0.2, last5_mean=5e-324, top5=100.0)})
+    path.write_text(full.model_dump_json(indent=2))
+    assert parse_json(Record, path) == full
+
+
+def test_every_truncation_is_found(record: Record, path: Path) -> None:
+    text = record.model_dump_json()
+    for length in range(0, len(text), 7):
+        path.write_text(text[:length])
+        assert said(Record, path, Corrupt).startswith(f"{path}: not JSON (half-written or foreign): ")
+
+
+@pytest.mark.parametrize("content", [b"\x00" * 100, b"\xff\xfe\x00", b"PK\x03\x04", b"[" * 100_000, b'{"a":' * 100_000])
+def test_what_is_no_json(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert said(Record, path, Corrupt).startswith(f"{path}: not JSON (half-written or foreign): ")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", '"ok"', "{}", '{"schema_version": "1"}', '{"schema_version": 0}']
+)
+def test_what_is_no_record(path: Path, content: str) -> None:
+    path.write_text(content)
+    assert said(Record, path, Corrupt).startswith(f"{path}: not a record of kdbench: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"status": "fine"}, "status: Input should be 'ok'"),
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"seed": "three"}, "seed: Input should be a valid integer"),
+        ({"seed": True}, "seed: Value error, input should be a number"),
+        ({"environment": {"python": "3"}}, "environment.torch: Field required"),
+        ({"accuracy": {"last": None}}, "accuracy.last: Input should be a valid number"),
+    ],
+)
+def test_wrong_fields(record: Record, path: Path, change: dict[str, object], problem: str) -> None:
+    path.write_text(json.dumps(record.model_dump(mode="json") | change))
+    assert said(Record, path, Corrupt).startswith(f"{path}: not a record of kdbench: {problem}")
+
+
+def test_newer_schema_is_not_corrupt(record: Record, spec: RunSpec, path: Path) -> None:
+    path.write_text(json.dumps(record.model_dump(mode="json") | {"schema_version": 2, "colour": "red"}))
+    assert said(Record, path, StoreError) == f"{path}: record schema 2, this kdbench reads 1; upgrade kdbench"
+    path.write_text(json.dumps(spec.model_dump(mode="json") | {"schema_version": 2}))
+    assert said(RunSpec, path, StoreError) == f"{path}: runspec schema 2, this kdbench reads 1; upgrade kdbench"
+
+
+def test_unreadable_is_not_corrupt(tmp_path: Path) -> None:
+    assert said(Record, tmp_path / "x", StoreError) == f"{tmp_path / 'x'}: cannot be read (No such file or directory)"
+    assert said(Record, tmp_path, StoreError) == f"{tmp_path}: cannot be read (Is a directory)"
+
+
+def test_a_record_is_no_spec(record: Record, path: Path) -> None:
+    path.write_text(record.model_dump_json())
+    assert "not a runspec of kdbench" in said(RunSpec, path, Corrupt)
+
+
+def test_not_finite_measurements_survive_as_null(record: Record, path: Path) -> None:
+    """JSON has no NaN: a diverged run's loss is null, never a token other readers choke on."""
+    path.write_text(record.model_copy(update={"nll": float("nan")}).model_dump_json())
+    assert "NaN" not in path.read_text()
+    assert parse_json(Record, path).nll is None
