@@ -143,6 +143,11 @@ class Phase:
     parameters: Callable[[], Iterable[nn.Parameter]] | None = None
     learning_rate: float | None = None
 
+    def __post_init__(self) -> None:
+        # The name is part of the keys of the phase's random streams.
+        if not self.name.replace("_", "").isalnum():
+            raise ValueError(f"phase name '{self.name}': letters, digits and '_' only")
+
     @property
     def is_main(self) -> bool:
         """Whether this is the phase that trains the student under the anchor's schedule."""

@@ -210,6 +210,8 @@ def network_info(name: str, classes: int, image: StageShape, registry: Registry)
 def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _Problems) -> list[T]:
     if tuple(names) == ("all",):
         return [table[name] for name in sorted(table)]
+    if not names:
+        problems.messages.append(f"--{kind}: empty; give names (kdbench list {kind}s), or all")
     problems.messages += [unknown(kind, name, table, where=f"--{kind}") for name in names if name not in table]
     return [table[name] for name in dict.fromkeys(names) if name in table]
 

@@ -46,7 +46,7 @@ class Cost(Section):
         student_forwards: Images the student was run on in training.
         teacher_forwards: Images run through teachers for this run (in a cohort: its share of the shared pass).
         peak_memory_bytes: Peak of the device, or of the process on a CPU.
-        train_only_parameters: Trained scalars that are not deployed.
+        train_only_parameters: Scalars of student and method that are not deployed.
         deployed_parameters: Scalars of the deployed module.
         deployed_flops: Floating-point operations of the deployed module for one image.
     """

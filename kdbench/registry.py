@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import logging
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,7 @@ from kdbench.types import Pair
 GROUP = "kdbench"
 _BUILT_IN_PACKAGES = ("kdbench.methods", "kdbench.backbones", "kdbench.datasets", "kdbench.config")
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Registry:
 
     def __init__(self, manager: pluggy.PluginManager, plugins: Iterable[Plugin]) -> None:
         self.hook = manager.hook
+        self._failed: set[tuple[str, str]] = set()
         self.plugins = tuple(plugins)
         self.methods: Table[type[AnyMethod]] = Table("method")
         self.backbones: Table[Backbone] = Table("backbone")
@@ -152,6 +155,23 @@ class Registry:
             except (Exception, SystemExit) as error:
                 raise PluginError(_blame(owner.name, owner.distribution, f"{hook} failed", error)) from error
         return found
+
+    def tell(self, hook: str, **values: object) -> None:
+        """Call a hook that observes. A plugin that fails there is named in the log, once; no run is lost by it.
+
+        Args:
+            hook: Name of the hook.
+            values: Its arguments.
+        """
+        for implementation in getattr(self.hook, hook).get_hookimpls():
+            try:
+                implementation.function(*[values[name] for name in implementation.argnames])
+            except Exception as error:
+                name = implementation.plugin_name
+                if (name, hook) not in self._failed:
+                    self._failed.add((name, hook))
+                    kind = type(error).__name__
+                    _log.warning("plugin '%s': %s failed: %s: %s; the runs go on without it", name, hook, kind, error)
 
     def no_teacher_baseline(self) -> type[AnyMethod] | None:
         """Return the baseline method that trains without a teacher, if one is registered."""

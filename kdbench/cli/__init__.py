@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"kdbench: {error}", err=True)
         code = error.exit_code
     except click.ClickException as error:
-        click.echo(f"kdbench: {error.format_message()}", err=True)
+        message = error.format_message()
+        click.echo(message if message.startswith("Usage:") else f"kdbench: {message}", err=True)
         code = 2
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("kdbench: stopped; the same command continues where it was", err=True)

@@ -23,7 +23,20 @@ _COMMANDS = {
 _HIDDEN = {"run-one"}
 
 
-class _Group(click.Group):
+class Suggesting(click.Group):
+    """Answers an unknown command with the nearest known one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            where = ctx.command_path
+            raise click.UsageError(f"unknown command '{name}'.{nearest(name, known)} All: {where} --help")
+        return super().resolve_command(ctx, args)
+
+
+class _Group(Suggesting):
     """Imports a command when it is used; asks plugins only for names that are not ours."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -39,12 +52,8 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.list_commands(ctx) and not name.startswith("-"):
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
             self._ask_plugins(ctx)
-            if name not in self.list_commands(ctx):
-                hint = nearest(name, self.list_commands(ctx))
-                raise click.UsageError(f"unknown command '{name}'.{hint} All: kdbench --help")
         return super().resolve_command(ctx, args)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:

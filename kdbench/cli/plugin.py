@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from kdbench.cli.main import State
+from kdbench.cli.main import State, Suggesting
 
 
-@click.group("plugin")
+@click.group("plugin", cls=Suggesting)
 def plugin_command() -> None:
     """Check that a plugin keeps its contract."""
 
@@ -17,14 +17,14 @@ def plugin_command() -> None:
 @click.pass_obj
 def check(state: State, name: str) -> None:
     """Run the conformance kit on a method, or on every method of a plugin or distribution."""
-    from kdbench.errors import PluginError, unknown
+    from kdbench.errors import ConfigError, PluginError, unknown
     from kdbench.testing import check_method
 
     registry = state.registry()
     table = registry.methods
     chosen = [name] if name in table else [m.name for m in table.values() if name in _owners(table.owner(m.name))]
     if not chosen:
-        raise PluginError(unknown("method", name, [*table]))
+        raise ConfigError(unknown("method", name, [*table]))
     bad = 0
     for method in chosen:
         results = check_method(table[method])

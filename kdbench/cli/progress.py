@@ -44,7 +44,10 @@ class Reporter:
 
     def see(self, event: Event) -> None:
         """Show an event."""
-        shown = {"progress": self._progress, "epoch": self._epoch, "record": self._record, "teacher": self._teacher}
+        shown = {
+            "progress": self._progress, "epoch": self._epoch, "record": self._record, "teacher": self._teacher,
+            "warning": self._warning,
+        }  # fmt: skip
         with contextlib.suppress(KeyError, TypeError, ValueError):  # something a plugin printed that looks like one
             shown.get(event.kind, lambda _data: None)(event.data)
 
@@ -76,6 +79,9 @@ class Reporter:
 
     def _teacher(self, data: dict[str, Any]) -> None:
         self._say(f"teacher {data['name']}: {data['accuracy']:.2f} %")
+
+    def _warning(self, data: dict[str, Any]) -> None:
+        self._say(f"warning: {data['message']}")
 
     def _say(self, text: str) -> None:
         if self._bars is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,14 @@ def run_one_command(
     """Train planned runs by id, together; exit 0 if their records are written, 65 if one failed, 75 if stopped."""
     from kdbench.execution.events import of_record
     from kdbench.execution.jobs import FAILED
-    from kdbench.execution.worker import StopFlag, emit
+    from kdbench.execution.worker import EventLog, StopFlag, emit
     from kdbench.store import RunStore
     from kdbench.training.runs import run_cohort
 
     flag = StopFlag()
     flag.install()
+    if events:
+        logging.getLogger("kdbench").addHandler(EventLog(logging.WARNING))
     place = workplace(state, teachers, data, device, threads, emit if events else None, flag)
     records = run_cohort(run_ids, RunStore(store), place)
     for record in records:

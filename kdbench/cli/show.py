@@ -109,13 +109,20 @@ def _show_method(name: str, registry: Any) -> None:
         click.echo(f"deviations from it: {source.deviations}")
     rows = [
         (key, field.annotation.__name__ if isinstance(field.annotation, type) else field.annotation, field.default,
-         ", ".join(map(str, field.metadata)), field.description)
+         ", ".join(map(_bound, field.metadata)), field.description)
         for key, field in method.options_type.model_fields.items()
     ]  # fmt: skip
     if rows:
         click.echo(tabulate(rows, headers=("option", "type", "default", "range", "meaning")))
     for deviation in method.deviations:
         click.echo(f"deviates from the anchor: {deviation.key} = {deviation.value} ({deviation.reason})")
+
+
+def _bound(constraint: object) -> str:
+    """Return a constraint of a field as people write it."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name)]
+    return ", ".join(found) or str(constraint)
 
 
 def _show_anchor(name: str, registry: Any) -> None:

@@ -18,12 +18,12 @@ from kdbench.cli.arguments import (
     teachers_option,
     threads_option,
 )
-from kdbench.cli.main import State
+from kdbench.cli.main import State, Suggesting
 
 _place = apply(teachers_option, data_option, device_option, threads_option)
 
 
-@click.group("teacher")
+@click.group("teacher", cls=Suggesting)
 def teacher_command() -> None:
     """Train, import, verify or list teachers."""
 

@@ -25,7 +25,7 @@ def workplace(
 
     def epoch_ended(report: Any) -> None:
         tell(report)
-        registry.hook.kdbench_epoch_ended(report=report)
+        registry.tell("kdbench_epoch_ended", report=report)
 
     return Workplace(
         registry=registry,

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from kdbench.records import EpochReport, Record
 
-Kind = Literal["progress", "epoch", "record", "teacher", "error"]
+Kind = Literal["progress", "epoch", "record", "teacher", "warning"]
 
 
 @dataclass(frozen=True)

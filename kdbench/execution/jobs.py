@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.spec import RunSpec
+from kdbench.training.cohort import cohort_key
 from kdbench.training.teachers import Recipe
 
 DONE, FAILED, STOPPED = 0, 65, 75
@@ -80,10 +81,7 @@ def cohort_jobs(specs: Sequence[RunSpec], store: Path, lanes: int) -> list[Job]:
     """
     groups: dict[tuple[object, ...], list[RunSpec]] = {}
     for spec in specs:
-        # A run with deviations may need other batches than the rest: it goes alone.
-        own = spec.method if spec.deviations else ""
-        key = (spec.pair, spec.dataset.label, spec.anchor.sha256, spec.seed, own)
-        groups.setdefault(key, []).append(spec)
+        groups.setdefault(cohort_key(spec), []).append(spec)
     jobs = []
     for members in groups.values():
         for start in range(0, len(members), lanes):

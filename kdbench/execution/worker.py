@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -38,6 +39,13 @@ class StopFlag:
 
     def _handle(self, _number: int, _frame: object) -> None:
         self.stopped = True
+
+
+class EventLog(logging.Handler):
+    """Sends warnings to the driver, which shows them; on a worker's standard error nobody would see them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        emit(Event("warning", {"message": record.getMessage()}))
 
 
 def emit(event: Event) -> None:

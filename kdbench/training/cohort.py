@@ -83,9 +83,10 @@ def train_cohort(
 
     Raises:
         Interrupted: If asked to stop; all lanes are saved.
-        ConfigError: If dataset or teachers do not fit.
+        ConfigError: If dataset or teachers do not fit, or the runs do not share what a cohort shares.
     """
     first, machine = specs[0], workplace.machine
+    _check_together(specs)
     source = open_source(first.dataset.name, workplace.registry, workplace.data_root)
     anchor = apply_deviations(first.anchor, first.deviations)
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
@@ -104,6 +105,23 @@ def train_cohort(
     )
     Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer).run()
     return entries
+
+
+def cohort_key(spec: RunSpec) -> tuple[object, ...]:
+    """Return what runs must have in common to be trained together: data, seed, and all of the protocol but its loss."""
+    anchor = apply_deviations(spec.anchor, spec.deviations)
+    shared = anchor.model_dump_json(include={"schedule", "data", "step", "evaluation"})
+    return spec.pair, spec.dataset.label, spec.seed, spec.anchor.label, shared
+
+
+def _check_together(specs: Sequence[RunSpec]) -> None:
+    taught = {artefact_names(spec) for spec in specs if spec.teachers}
+    if len({cohort_key(spec) for spec in specs}) > 1 or len(taught) > 1:
+        ids = ", ".join(spec.run_id for spec in specs)
+        raise ConfigError(
+            f"runs {ids}: cannot be trained together: they must share pair, dataset, seed, anchor and teachers; start "
+            "one command for each"
+        )
 
 
 def _manifests(specs: Sequence[RunSpec], store: TeacherStore) -> tuple[TeacherManifest, ...]:

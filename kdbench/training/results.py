@@ -64,8 +64,9 @@ def finish(
             status, reason = outcome(lane)
     if measured is not None:
         accuracy = measured.predictions.accuracy
-        if status == "ok" and accuracy <= CHANCE_FACTOR * 100 / len(trained.data.info.classes):
-            status, reason = "diverged", f"final accuracy {accuracy:.2f} % is at most twice chance"
+        floor = learned_nothing_below(len(trained.data.info.classes))
+        if status == "ok" and accuracy <= floor:
+            status, reason = "diverged", f"final accuracy {accuracy:.2f} % is not above {floor:.2f} %: nothing learned"
         write_atomic(folder.path / WEIGHTS, measured.weights)
         write_atomic(folder.path / PREDICTIONS, measured.predictions.to_npz())
     folder.write_epochs(lane.history)
@@ -78,6 +79,14 @@ def finish(
     folder.write_record(record)
     CheckpointFolder(folder.checkpoints).remove()
     return record
+
+
+def learned_nothing_below(classes: int) -> float:
+    """Return the accuracy in percent up to which a run counts as diverged: twice chance.
+
+    With two or three classes twice chance is no low bar (100 or 67 %), so chance itself is taken.
+    """
+    return (CHANCE_FACTOR if classes > 3 else 1) * 100 / classes
 
 
 def outcome(lane: Lane) -> tuple[Status, str]:

@@ -11,8 +11,8 @@ from kdbench.errors import KdbenchError
 from kdbench.files import write_atomic
 from kdbench.records import Attempt, Record
 from kdbench.spec import RunSpec
-from kdbench.store import RunFolder, RunStore
-from kdbench.training.cohort import Workplace, train_cohort
+from kdbench.store import SPEC, RunFolder, RunStore
+from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.results import finish
 
 ATTEMPTS = "attempts.json"
@@ -42,6 +42,7 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
 def _train(specs: Sequence[RunSpec], folders: Sequence[RunFolder], workplace: Workplace) -> list[Record]:
     attempts = {folder.path: _begin(folder) for folder in folders}
     methods = workplace.registry.methods
+    hashes = [spec.config_sha256 for spec in specs]
     try:
         lanes = train_cohort(specs, folders, workplace, lambda spec: methods[spec.method])
     except KdbenchError as error:
@@ -49,13 +50,25 @@ def _train(specs: Sequence[RunSpec], folders: Sequence[RunFolder], workplace: Wo
             _end(folder, attempts[folder.path], f"{type(error).__name__}: {error}")
         raise
     records = []
-    for trained in lanes:
+    for trained, planned in zip(lanes, hashes, strict=True):
+        _verify(trained, planned)
         starts = attempts[trained.folder.path]
         record = finish(trained, workplace.machine, workplace.teachers, starts, now())
         (trained.folder.path / ATTEMPTS).unlink(missing_ok=True)
-        workplace.registry.hook.kdbench_run_finished(record=record)
+        workplace.registry.tell("kdbench_run_finished", record=record)
         records.append(record)
     return records
+
+
+def _verify(trained: Trained, planned: str) -> None:
+    """Check that the configuration is still the planned one, in memory and on disk."""
+    spec, folder = trained.lane.spec, trained.folder
+    for where, found in (("in memory", spec.config_sha256), (f"in {folder.path / SPEC}", folder.spec().config_sha256)):
+        if found != planned:
+            raise KdbenchError(
+                f"run {spec.run_id}: its configuration changed during the run ({where}: {found[:12]}, planned "
+                f"{planned[:12]}); nothing is recorded. Find out what changed it, and run it into another --out"
+            )
 
 
 def _begin(folder: RunFolder) -> tuple[Attempt, ...]:

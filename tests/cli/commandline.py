@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+PROTO = Path(__file__).with_name("proto.yaml")
+METHODS = "student,vanilla_kd,dkd"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -40,7 +46,8 @@ def kdbench(*words: object) -> Outcome:
 
     out, err = io.StringIO(), io.StringIO()
     handlers = [(number, signal.getsignal(number)) for number in SIGNALS]
-    threads = torch.get_num_threads()
+    threads, path = torch.get_num_threads(), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = _python_path()  # for the workers it may start
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main([str(word) for word in words])
@@ -48,6 +55,7 @@ def kdbench(*words: object) -> Outcome:
         assert isinstance(end.code, int)
         return Outcome(end.code, out.getvalue(), err.getvalue())
     finally:
+        _restore_path(path)
         torch.set_num_threads(threads)
         for number, handler in handlers:
             signal.signal(number, handler)
@@ -106,12 +114,69 @@ def installed(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
         for name in modules & set(sys.modules):
             del sys.modules[name]
-        if old is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = old
+        _restore_path(old)
+
+
+def _restore_path(old: str | None) -> None:
+    os.environ.pop("PYTHONPATH", None)
+    if old is not None:
+        os.environ["PYTHONPATH"] = old
 
 
 def _python_path(*more: Path) -> str:
     old = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(dict.fromkeys([*map(str, more), *filter(None, old), str(ROOT)]))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with runs and teachers, and the words that name both."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def teachers(self) -> Path:
+        return self.root / "teachers"
+
+    def cells(self, methods: str, seeds: int, *more: object) -> list[object]:
+        """Return the words of a run or plan of the test protocol."""
+        return [
+            "--method", methods, "--pair", "tiny", "--seeds", seeds, "--anchor", PROTO, "--per-class", 20,
+            "--out", self.runs, "--teachers", self.teachers, *more,
+        ]  # fmt: skip
+
+    def folder(self, method: str, seed: int = 0) -> Path:
+        """Return the folder of a run of the test protocol."""
+        return self.runs / "proto-v3" / "digits-20pc" / "tiny" / method / f"seed{seed}"
+
+    def record(self, method: str, seed: int = 0) -> Any:
+        """Return the record of a run, as JSON."""
+        return json.loads((self.folder(method, seed) / "record.json").read_text(encoding="utf-8"))
+
+    def with_teachers_of(self, other: Place) -> Place:
+        """Copy another place's teachers here, so that none has to be trained."""
+        shutil.copytree(other.teachers, self.teachers)
+        return self
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return time stamp and content of every file under a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+_finished: list[Place] = []
+
+
+def finished_place(factory: pytest.TempPathFactory) -> Place:
+    """Return a place with the finished runs of three methods and two seeds, made once; nobody may change it."""
+    if not _finished:
+        place = Place(factory.mktemp("finished"))
+        outcome = kdbench("run", *place.cells(METHODS, 2), "--threads", 1, "--executor", "inline")
+        assert outcome.code == 0, outcome
+        _finished.append(place)
+    return _finished[0]

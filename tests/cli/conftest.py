@@ -28,3 +28,9 @@ commandline = _load("commandline", Path(__file__).with_name("commandline.py"))
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> "commandline.Place":
+    """Return finished runs to read; a test that changes something copies them first."""
+    return commandline.finished_place(tmp_path_factory)

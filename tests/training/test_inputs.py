@@ -66,10 +66,13 @@ def test_each_image_is_a_crop_and_flip_of_its_own(size: int, crop_padding: int, 
                     for key, v in variants(original[index], padding, mode).items()
                 }
                 (match,) = [key for key, value in pixels.items() if torch.equal(value, image)]
-                drawn.append(match)
+                drawn.append((index, match))
+    drawn = [match for _, match in sorted(drawn)]
     rows, columns, flips = (set(values) for values in zip(*drawn, strict=True))
     assert rows == columns == set(range(2 * padding + 1)), "some offset was never drawn"
     assert flips == {False, True}
+    thrice = [drawn[3 * index : 3 * index + 3] for index in range(COUNT)]
+    assert any(len(set(one)) > 1 for one in thrice), "an image is cut the same way in every epoch"
     assert 0.25 < sum(flip for *_, flip in drawn) / len(drawn) < 0.75
 
 

@@ -63,6 +63,15 @@ def test_lanes_that_stand_apart_catch_up(lab: Any, alone: dict[str, str]) -> Non
         assert _weights(lab, method, "apart") == _weights(lab, method, "alone"), method
 
 
+def test_lanes_that_caught_up_share_the_teacher_again(lab: Any) -> None:
+    """One lane has five of twelve steps behind it; both do two epochs apart and the third together."""
+    specs = [lab.spec("vanilla_kd"), lab.spec("dkd")]
+    with pytest.raises(Interrupted):
+        lab.train(specs[:1], "apart", should_stop=lab.stop_after(5))
+    forwards = [entry.lane.counters.teacher_forwards for entry in lab.train(specs, "apart")]
+    assert forwards == [2 * 160 + 160 / 2] * 2
+
+
 def test_finished_and_unfinished_runs_of_a_cohort(lab: Any) -> None:
     specs = [lab.spec(method) for method in ("student", "vanilla_kd", "dkd")]
     (first,) = lab.run(specs[1:2], "runs")

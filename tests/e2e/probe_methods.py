@@ -1,0 +1,92 @@
+"""A plugin for tests: a method that misbehaves when and how a file tells it to, and one that always diverges."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import kdbench
+from kdbench.methods.vanilla_kd import VanillaKD
+
+ORDERS = "KDBENCH_TEST_ORDERS"  # names a file: {"what": ..., "epoch": ..., "step": ..., "once": true}
+PATIENCE_S = 60
+
+
+class Probe(VanillaKD):
+    """Vanilla KD that obeys its orders."""
+
+    name = "probe"
+    baseline = False
+
+    def after_step(self, batch: kdbench.Batch) -> None:
+        path = Path(os.environ.get(ORDERS, ""))
+        if not path.is_file():
+            return
+        orders = json.loads(path.read_text(encoding="utf-8"))
+        step = round((batch.progress * self.context.epochs - batch.epoch) * self.context.steps_per_epoch)
+        if (batch.epoch, step) == (orders["epoch"], orders["step"]):
+            if orders.get("once"):
+                path.unlink()
+            getattr(Orders, orders["what"])()
+
+
+class Orders:
+    """What can be asked for."""
+
+    @staticmethod
+    def fail() -> None:
+        raise RuntimeError("the probe was told to fail")
+
+    @staticmethod
+    def leave() -> None:
+        os._exit(0)
+
+    @staticmethod
+    def crash() -> None:
+        ctypes.string_at(0)
+
+    @staticmethod
+    def kill_both() -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @staticmethod
+    def terminate_driver() -> None:
+        os.kill(os.getppid(), signal.SIGTERM)
+        _await_stop()
+
+    @staticmethod
+    def interrupt_group() -> None:
+        os.killpg(os.getpgid(0), signal.SIGINT)
+        _await_stop()
+
+
+def _await_stop() -> None:
+    """Hold the step until the stop has arrived here: this tiny training would be over before."""
+    flag: Any = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+    deadline = time.monotonic() + PATIENCE_S
+    while not flag.stopped:
+        if time.monotonic() > deadline:
+            raise TimeoutError("no stop signal came")
+        time.sleep(0.01)
+
+
+class Runaway(VanillaKD):
+    """Vanilla KD whose loss is not a number from the second epoch on."""
+
+    name = "runaway"
+    baseline = False
+
+    def losses(self, batch: kdbench.Batch) -> dict[str, kdbench.Term]:
+        factor = float("nan") if batch.epoch else 1.0
+        return {name: kdbench.Term(term.value * factor, term.weight) for name, term in super().losses(batch).items()}
+
+
+@kdbench.hookimpl
+def kdbench_methods() -> list[type[kdbench.AnyMethod]]:
+    return [Probe, Runaway]

@@ -1,0 +1,188 @@
+"""The driver against an engine that follows a script: retries, splitting, and what stops everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commandline import Place
+
+from kdbench.errors import KdbenchError
+from kdbench.execution.driver import Order, carry_out
+from kdbench.execution.jobs import Job, Settings
+from kdbench.execution.local import Ended
+from kdbench.plan import Request, make_plan
+from kdbench.records import Record
+from kdbench.registry import load
+from kdbench.spec import RunSpec
+from kdbench.store import RunStore
+
+Act = Callable[[Job, int], tuple[int, str]]
+
+
+class Scripted:
+    """An engine whose workers do what ``act(job, start)`` says: it returns exit code and standard error."""
+
+    def __init__(self, act: Act) -> None:
+        self.act = act
+        self.started: list[tuple[str, ...]] = []
+        self.most = 0
+        self.cancelled = False
+        self._waiting: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.started.append(tuple(run_id.rpartition("tiny/")[2] for run_id in job.run_ids))
+        self._waiting.append(job)
+        self.most = max(self.most, len(self._waiting))
+
+    @property
+    def running(self) -> int:
+        return len(self._waiting)
+
+    def wait(self) -> Ended:
+        job = self._waiting.pop(0)
+        if self.cancelled:
+            return Ended(job, 75, "")
+        code, error = self.act(job, len(self.started))
+        return Ended(job, code, error)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+
+
+@pytest.fixture(scope="module")
+def specs() -> tuple[RunSpec, ...]:
+    request = Request(("student", "vanilla_kd"), ("tiny",), (0, 1), "fair_baseline_smoke", per_class=20)
+    return make_plan(request, load()).runs
+
+
+@pytest.fixture
+def order(specs: tuple[RunSpec, ...], finished: Place, tmp_path: Path) -> Order:
+    named = tuple(replace_teacher(spec) for spec in specs)  # no teacher has to be made
+    return Order(named, "fair_baseline_smoke", Settings(tmp_path / "runs", tmp_path / "teachers", tmp_path, "cpu", 1))
+
+
+def replace_teacher(spec: RunSpec) -> RunSpec:
+    return spec.model_copy(update={"teacher_names": ("given",)}) if spec.teachers else spec
+
+
+def write(order: Order, job: Job, source: Place, *, but: str = "nothing") -> None:
+    """Leave records, as a worker would."""
+    model = Record.model_validate(source.record("student"))
+    for run_id in job.run_ids:
+        if but not in run_id:
+            RunStore(order.settings.store).folder(run_id).write_record(model.model_copy(update={"run_id": run_id}))
+
+
+def test_seeds_are_cohorts(order: Order, finished: Place) -> None:
+    engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+    assert [record.run_id for record in carry_out(order, engine)] == [spec.run_id for spec in order.specs]
+    assert engine.started == [("student/seed0", "vanilla_kd/seed0"), ("student/seed1", "vanilla_kd/seed1")]
+    assert engine.most == 1
+    assert carry_out(order, engine) is not None
+    assert len(engine.started) == 2  # everything was there
+
+
+def test_jobs_and_lanes(order: Order, finished: Place) -> None:
+    engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+    carry_out(replace(order, jobs=3, lanes=1), engine)
+    assert [len(ids) for ids in engine.started] == [1, 1, 1, 1]
+    assert engine.most == 3
+
+
+def test_the_store_is_the_truth_not_the_exit_code(order: Order, finished: Place) -> None:
+    engine = Scripted(lambda job, _: (write(order, job, finished), (-11, ""))[1])
+    assert len(carry_out(order, engine)) == 4
+    assert len(engine.started) == 2
+
+
+@pytest.mark.parametrize("code", [-9, -11, 0, 1])
+def test_runs_of_a_dead_worker_go_on_one_by_one(code: int, order: Order, finished: Place) -> None:
+    def act(job: Job, _start: int) -> tuple[int, str]:
+        if any("vanilla_kd/seed0" in run_id for run_id in job.run_ids):
+            if len(job.run_ids) == 1:
+                return code, "Traceback\nValueError: bad" if code == 1 else ""
+            return code, ""
+        write(order, job, finished)
+        return 0, ""
+
+    engine = Scripted(act)
+    with pytest.raises(KdbenchError) as caught:
+        carry_out(order, engine)
+    assert caught.value.exit_code == 4
+    message = str(caught.value)
+    assert message.startswith("run fair_baseline_smoke-v1/digits-20pc/tiny/vanilla_kd/seed0: its worker ")
+    assert (": ValueError: bad;" in message) == (code == 1)
+    assert "Traceback" not in message
+    store = RunStore(order.settings.store)
+    done = [spec.run_id for spec in order.specs if store.folder(spec.run_id).record()]
+    assert done == [spec.run_id for spec in order.specs if not spec.run_id.endswith("vanilla_kd/seed0")]
+    killed = 3 if code < 0 else 2  # killed: once together, twice alone; otherwise it would only say it again
+    assert sum("vanilla_kd/seed0" in ids for ids in engine.started) == killed
+
+
+def test_a_stopped_worker_is_started_again_as_it_was(order: Order, finished: Place) -> None:
+    def act(job: Job, start: int) -> tuple[int, str]:
+        if start == 1:
+            return 75, "kdbench: stopped; every run was saved"
+        write(order, job, finished)
+        return 0, ""
+
+    engine = Scripted(act)
+    assert len(carry_out(order, engine)) == 4
+    together = ("student/seed0", "vanilla_kd/seed0")
+    assert sorted(engine.started) == [together, together, ("student/seed1", "vanilla_kd/seed1")]
+
+
+def test_a_busy_run_is_reported_with_the_workers_words(order: Order) -> None:
+    engine = Scripted(lambda _job, _start: (75, "kdbench: x: another process is training this run; wait for it"))
+    with pytest.raises(KdbenchError, match=r"^x: another process is training this run; wait for it$") as caught:
+        carry_out(order, engine)
+    assert caught.value.exit_code == 75
+    assert len(engine.started) == 6
+
+
+@pytest.mark.parametrize("code", [2, 3, 73])
+def test_what_would_stop_every_job_stops_at_once(code: int, order: Order) -> None:
+    engine = Scripted(lambda _job, _start: (code, "some warning\nkdbench: no space left\nfree some"))
+    with pytest.raises(KdbenchError, match=r"^no space left\nfree some$") as caught:
+        carry_out(order, engine)
+    assert caught.value.exit_code == code
+    assert len(engine.started) == 1
+
+
+def test_partly_done_cohorts_go_on_with_what_is_left(order: Order, finished: Place) -> None:
+    def act(job: Job, start: int) -> tuple[int, str]:
+        write(order, job, finished, but="vanilla_kd/seed0" if start == 1 else "nothing")
+        return (-9, "") if start == 1 else (0, "")
+
+    engine = Scripted(act)
+    assert len(carry_out(order, engine)) == 4
+    assert len(engine.started) == 3
+
+
+def test_an_interrupt_lets_the_workers_save(order: Order) -> None:
+    def act(_job: Job, _start: int) -> tuple[int, str]:
+        raise KeyboardInterrupt
+
+    engine = Scripted(act)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(replace(order, jobs=2), engine)
+    assert engine.cancelled
+    assert engine.running == 0
+    assert len(engine.started) == 2
+
+
+def test_teachers_come_first_and_their_failure_is_told(order: Order, specs: tuple[RunSpec, ...]) -> None:
+    engine = Scripted(lambda _job, _start: (4, "kdbench: teacher 'x': training diverged: nan"))
+    with pytest.raises(KdbenchError, match=r"^teacher 'x': training diverged: nan$") as caught:
+        carry_out(replace(order, specs=specs), engine)
+    assert caught.value.exit_code == 4
+    assert engine.started == [()]
