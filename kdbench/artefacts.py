@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kdbench.config.schema import Name, Section
+from kdbench.config.schema import Section
 from kdbench.errors import ConfigError, KdbenchError, unknown
 from kdbench.records import parse_json
 from kdbench.spec import DatasetRef
@@ -32,7 +32,7 @@ class TeacherManifest(Section):
     """
 
     schema_version: Literal[1] = 1
-    name: Name
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
     backbone: str
     dataset: DatasetRef
     classes: tuple[str, ...]
@@ -92,6 +92,23 @@ class TeacherStore:
             raise ConfigError(
                 f"{path}: belongs to teacher '{manifest.name}' for dataset '{manifest.dataset.label}'; moving a folder "
                 "neither renames its teacher nor makes it one for another dataset"
+            )
+        return manifest
+
+    def made_by(self, dataset: DatasetRef, name: str, recipe_sha256: str) -> TeacherManifest:
+        """Return the artefact that a recipe made.
+
+        Raises:
+            ConfigError: If the artefact of that name was imported, or made by another recipe or from other images.
+        """
+        manifest = self.manifest(dataset, name)
+        found = (manifest.origin, manifest.recipe_sha256, manifest.dataset.fingerprint)
+        if found != ("trained", recipe_sha256, dataset.fingerprint):
+            raise ConfigError(
+                f"teacher '{name}' in {self.root}: was made by another recipe ({manifest.origin}, recipe "
+                f"{manifest.recipe_sha256[:12]}, dataset {manifest.dataset.fingerprint[:12]}; needed: trained, "
+                f"{recipe_sha256[:12]}, {dataset.fingerprint[:12]}); raise the anchor's version, choose another "
+                "--teachers folder, or ask for a teacher by --teacher NAME"
             )
         return manifest
 

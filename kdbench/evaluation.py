@@ -64,9 +64,9 @@ class Predictions:
         gap.index_add_(0, bins, self.correct.double() - self.confidence)
         return float(gap.abs().sum() / len(self.labels))
 
-    def agreement(self, other: Predictions) -> float:
-        """Return the percentage of images on which both predict the same class."""
-        return 100 * int((self.predicted == other.predicted).sum()) / len(self.labels)
+    def agreement(self, predicted: Tensor) -> float:
+        """Return the percentage of images on which another network predicted the same class (N,)."""
+        return 100 * int((self.predicted == predicted).sum()) / len(self.labels)
 
     def to_npz(self) -> bytes:
         """Return ``correct`` (packed bits), ``predicted`` and ``count`` as an NPZ file."""

@@ -51,13 +51,13 @@ def sweep_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a corrupt file to ``NAME.corrupt`` (never deleting it) and return its new path."""
-    target = path.with_name(path.name + ".corrupt")
+def set_aside(path: Path, why: str = "corrupt") -> Path:
+    """Rename a file to ``NAME.WHY`` (never deleting it) and return its new path."""
+    target = path.with_name(f"{path.name}.{why}")
     number = 1
     while target.exists():
         number += 1
-        target = path.with_name(f"{path.name}.corrupt{number}")
+        target = path.with_name(f"{path.name}.{why}{number}")
     return path.rename(target)
 
 

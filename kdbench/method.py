@@ -147,6 +147,8 @@ class Phase:
         # The name is part of the keys of the phase's random streams.
         if not self.name.replace("_", "").isalnum():
             raise ValueError(f"phase name '{self.name}': letters, digits and '_' only")
+        if self.is_main and self.learning_rate is not None:
+            raise ValueError("the main phase has the anchor's learning rate; declare a Deviation to change it")
 
     @property
     def is_main(self) -> bool:
@@ -190,7 +192,7 @@ class Method(nn.Module, Generic[O]):
         return None
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the training stages in order; exactly one has ``epochs=None``."""
+        """Return the training stages in order; names are unique and exactly one has ``epochs=None``."""
         return (Phase(),)
 
     def prepare(self, labels: Tensor) -> None:
@@ -221,6 +223,20 @@ class Supervised(Method[Options]):
     def losses(self, batch: Batch) -> Losses:
         # Without a teacher there is nothing to balance: the whole weight, ce_alpha + kd_alpha = 1, is supervised.
         return {"ce": Term(batch.supervised().value, 1.0)}
+
+
+def checked_phases(method: AnyMethod) -> tuple[Phase, ...]:
+    """Return a method's phases.
+
+    Raises:
+        ValueError: If names repeat or there is not exactly one main phase: its epochs are the anchor's, once.
+    """
+    phases = tuple(method.phases())
+    mains = sum(phase.is_main for phase in phases)
+    if mains != 1 or len({phase.name for phase in phases}) < len(phases):
+        names = [phase.name for phase in phases]
+        raise ValueError(f"phases {names}: need unique names and one main phase (epochs=None), here {mains}")
+    return phases
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

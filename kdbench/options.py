@@ -14,6 +14,9 @@ from kdbench.method import AnyMethod, Options
 from kdbench.spec import DeclaredDeviation
 from kdbench.types import Deviation, Pair
 
+# An option called like a key of these sections means that key; a helper's own `lr` or `batch_size` does not.
+_MEANT_BY_OPTIONS = ("loss.", "freezing.")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -113,14 +116,18 @@ def deviations_of(method: type[AnyMethod], anchor: Anchor, options: Options) -> 
     for key in (*declared, *method.owns):
         if key not in keys:
             raise PluginError(f"method '{method.name}': '{key}' is no key of an anchor.{nearest(key, keys)}")
+    deviations = tuple(_declared(method, d) for d in method.deviations if not same_value(d.value, keys[d.key]))
     for name, value in options.model_dump().items():
-        for key in (k for k in anchor.locked if k.rpartition(".")[2] == name):
-            if value != keys[key] and key not in declared:
+        for key in (k for k in anchor.locked if k.rpartition(".")[2] == name and k.startswith(_MEANT_BY_OPTIONS)):
+            allowed = declared[key].value if key in declared else keys[key]
+            if not same_value(value, allowed):
+                who = f"anchor {anchor.label} ({anchor.name}.yaml) locks"
                 raise ConfigError(
-                    f"method '{method.name}': option {name} is {value!r}, but anchor {anchor.label} "
-                    f"({anchor.name}.yaml) locks {key} at {keys[key]!r}; set it to that, or declare a Deviation"
+                    f"method '{method.name}': option {name} is {value!r}, but "
+                    f"{'its own Deviation puts' if key in declared else who} {key} at {allowed!r}; set it to that, or "
+                    "declare a Deviation"
                 )
-    return tuple(_declared(method, d) for d in method.deviations if not same_value(d.value, keys[d.key]))
+    return deviations
 
 
 def _declared(method: type[AnyMethod], deviation: Deviation) -> DeclaredDeviation:

@@ -109,7 +109,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     pairs = _named(request.pairs, registry.pairs.as_mapping(), "pair", problems)
     settings = [s for text in request.settings if (s := problems.attempt(lambda t=text: parse_setting(t)))]  # type: ignore[misc]
     problems.messages += _stray_settings(settings, methods, registry, anchor)
-    _check_seed_of_anchor(anchor, problems)
+    _check_warmup(anchor, problems)
     opened = {pair.name: problems.attempt(lambda p=pair: open_dataset(request, registry, p)) for pair in pairs}  # type: ignore[misc]
     if anchor is None:
         problems.raise_if_any()
@@ -222,7 +222,7 @@ def _wrong_seeds(seeds: Sequence[int]) -> str | None:
     return f"--seeds: {max(seeds)}: the largest seed is {LARGEST_SEED}" if max(seeds) > LARGEST_SEED else None
 
 
-def _check_seed_of_anchor(anchor: Anchor | None, problems: _Problems) -> None:
+def _check_warmup(anchor: Anchor | None, problems: _Problems) -> None:
     if anchor and anchor.schedule.warmup_epochs >= anchor.schedule.epochs > 1:
         problems.messages.append(
             f"anchor {anchor.name}: schedule.warmup_epochs {anchor.schedule.warmup_epochs} is not less than "

@@ -19,6 +19,8 @@ M = TypeVar("M", bound=BaseModel)
 class Corrupt(StoreError):
     """A file is half-written or foreign: reading it again, or with another kdbench, will not help."""
 
+    exit_code = 2
+
 
 class TeacherUsed(Section):
     """A teacher as the run saw it: sha256 of its weights file, test accuracy in percent."""
@@ -116,7 +118,8 @@ class Record(Section):
     deviations: tuple[DeclaredDeviation, ...] = ()
     pair: str
     student: str
-    dataset: DatasetRef
+    dataset: str
+    dataset_ref: DatasetRef
     classes: int
     anchor: str
     anchor_sha256: str

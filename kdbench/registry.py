@@ -11,6 +11,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from kdbench.types import Pair
 
 GROUP = "kdbench"
 _BUILT_IN_PACKAGES = ("kdbench.methods", "kdbench.backbones", "kdbench.datasets", "kdbench.config")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # names become parts of paths
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,11 @@ class Table(Generic[T]):
         Raises:
             PluginError: If the name is taken.
         """
+        if not _NAME.match(name):
+            raise PluginError(
+                f"plugin '{owner.name}' ({owner.distribution}): {self.kind} name '{name}' is not allowed; use up to 64 "
+                "letters, digits, '.', '_' and '-', first a letter or digit"
+            )
         if name in self._entries:
             other = self._entries[name][1]
             raise PluginError(
@@ -172,10 +179,6 @@ class Registry:
                     self._failed.add((name, hook))
                     kind = type(error).__name__
                     _log.warning("plugin '%s': %s failed: %s: %s; the runs go on without it", name, hook, kind, error)
-
-    def no_teacher_baseline(self) -> type[AnyMethod] | None:
-        """Return the baseline method that trains without a teacher, if one is registered."""
-        return next((m for m in self.methods.values() if m.baseline and not m.uses_teacher), None)
 
 
 def load(*, without: Iterable[str] = (), extra: Iterable[ModuleType] = ()) -> Registry:

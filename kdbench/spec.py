@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from kdbench.config.schema import Anchor, Name, Section, canonical_sha256
-from kdbench.types import Pair
 
-SCHEMA_VERSION = 1
 LARGEST_SEED = 2**31 - 1
 # Where and by whom a run is made, not what it computes: these may differ between two equal runs.
 RUNTIME_VARIABLE = {"dataset": {"name", "slug"}, "plugin": {"version", "file_sha256"}, "teacher_names": True}
@@ -90,7 +88,3 @@ class RunSpec(Section):
         """Hash of all that can change the result; the teacher's weights are hashed in the record."""
         tree = self.model_dump(mode="json", exclude=RUNTIME_VARIABLE | {"anchor": {"description"}})  # type: ignore[arg-type]
         return canonical_sha256(tree)
-
-    def as_pair(self) -> Pair:
-        """Return the pair of names this run trains."""
-        return Pair(self.pair, self.student, self.teachers, self.dataset.name)

@@ -66,6 +66,10 @@ class RunFolder:
         path = self.path / RECORD
         return parse_json(Record, path) if path.exists() else None
 
+    def write_spec(self, spec: RunSpec) -> None:
+        """Write the spec."""
+        write_atomic(self.path / SPEC, spec.model_dump_json(indent=2) + "\n")
+
     def write_record(self, record: Record) -> None:
         """Write the record."""
         write_atomic(self.path / RECORD, record.model_dump_json(indent=2) + "\n")
@@ -137,7 +141,14 @@ class RunStore:
                 raise ConfigError(_conflict(folder, old, spec))
         for spec, folder in planned:
             if not (folder.path / SPEC).exists():
-                write_atomic(folder.path / SPEC, spec.model_dump_json(indent=2) + "\n")
+                folder.write_spec(spec)
+
+    def renew(self, specs: Iterable[RunSpec]) -> None:
+        """Write again what may have changed since unfinished runs were planned: where data lies, a plugin's version."""
+        for spec in specs:
+            folder = self.folder(spec.run_id)
+            if folder.spec() != spec:
+                folder.write_spec(spec)
 
     def runs(self) -> list[tuple[RunFolder, RunSpec]]:
         """Return all planned runs, sorted by id."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -221,10 +220,3 @@ class Pair:
     teachers: tuple[str, ...]
     dataset: str
     description: str = ""
-
-
-def describe(values: Mapping[str, object] | Sequence[str]) -> str:
-    """Return ``a, b, c`` for names or ``k=v, k=v`` for a mapping, for messages."""
-    if isinstance(values, Mapping):
-        return ", ".join(f"{k}={v}" for k, v in values.items())
-    return ", ".join(values)

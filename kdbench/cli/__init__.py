@@ -13,11 +13,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 3 a plugin's fault, 4 a run failed, 75 stopped."""
     import click
 
-    words = sys.argv[1:] if arguments is None else arguments
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
     try:
-        code = cli.main(words, prog_name="kdbench", standalone_mode=False)
+        code = cli.main([word for word in words if word != "--debug"], prog_name="kdbench", standalone_mode=False)
     except KdbenchError as error:
-        if "--debug" in words:
+        if debug:
             traceback.print_exc()
         click.echo(f"kdbench: {error}", err=True)
         code = error.exit_code
@@ -28,6 +29,15 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("kdbench: stopped; the same command continues where it was", err=True)
         code = 75
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(
+            f"kdbench: unexpected {type(error).__name__}: {error}; a defect of kdbench or of a plugin: run again with "
+            "--debug to see where",
+            err=True,
+        )
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -60,7 +60,8 @@ def run_command(
         threads=threads or max(1, available_threads() // jobs),
         without=state.without,
     )
-    order = Order(plan.runs, asked.anchor, settings, jobs, lanes, not no_train_teachers, retry_failed)
+    classes = {name: info.student.classes for name, info in plan.infos.items()}
+    order = Order(plan.runs, asked.anchor, classes, settings, jobs, lanes, not no_train_teachers, retry_failed)
     for skipped in plan.skipped:
         click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
     with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:

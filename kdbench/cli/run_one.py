@@ -36,7 +36,7 @@ def run_one_command(
     state: State, store: Path, run_ids: tuple[str, ...], teachers: Path, data: Path, device: str,
     threads: int | None, events: bool,
 ) -> None:  # fmt: skip
-    """Train planned runs by id, together; exit 0 if their records are written, 65 if one failed, 75 if stopped."""
+    """Train planned runs by id, together; exit 0 if their records are written, 65 if one is not ok, 75 if stopped."""
     from kdbench.execution.events import of_record
     from kdbench.execution.jobs import FAILED
     from kdbench.execution.worker import EventLog, StopFlag, emit
@@ -54,7 +54,7 @@ def run_one_command(
             emit(of_record(record))
         else:
             click.echo(f"{record.run_id}: {record.status} {record.accuracy.last if record.accuracy else record.reason}")
-    if any(record.status == "infra_failed" for record in records):
+    if any(record.status != "ok" for record in records):
         raise SystemExit(FAILED)
 
 

@@ -143,7 +143,10 @@ def load_anchor(name_or_path: str, known: Mapping[str, Path]) -> Anchor:
     """
     tree, _, lineage = _resolve(_locate(name_or_path, known, None), known, ())
     tree["lineage"] = lineage[1:]
-    return validate(Anchor, tree, f"anchor {name_or_path}")
+    anchor = validate(Anchor, tree, f"anchor {name_or_path}")
+    if name_or_path in known and anchor.name != name_or_path:
+        raise ConfigError(f"{known[name_or_path]}: name: is '{anchor.name}', must be '{name_or_path}' like the file")
+    return anchor
 
 
 def _locate(name: str, known: Mapping[str, Path], base: Path | None) -> Path:

@@ -117,7 +117,7 @@ class Anchor(Section):
     version: int = Field(1, ge=1)
     description: str = ""
     lineage: tuple[str, ...] = Field((), description="names of the anchors this one extends, nearest first")
-    strict_mode: bool = Field(True, description="refuse other values for locked keys instead of only reporting them")
+    strict_mode: bool = Field(True, description="refuse other values for locked keys in anchors that extend this one")
     auto_renorm: bool = Field(False, description="divide ce_alpha and kd_alpha by their sum instead of refusing")
     locked: tuple[str, ...] = Field((), description="dotted keys that nothing may change")
     loss: Loss

@@ -6,29 +6,29 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kdbench.artefacts import TeacherStore
 from kdbench.errors import ConfigError, KdbenchError, RunError
-from kdbench.execution.jobs import STOPPED, Job, Settings, cohort_jobs, runs_job, teacher_job
-from kdbench.execution.local import Ended, Handle
-from kdbench.files import set_aside
+from kdbench.execution.jobs import STOPPED, Ended, Job, Settings, cohort_jobs, runs_job, teacher_job
 from kdbench.records import Record
 from kdbench.spec import RunSpec
-from kdbench.store import RECORD, RunStore
+from kdbench.store import RunStore
+from kdbench.training.environment import Machine, resolve_device
+from kdbench.training.runs import forget_failure, record_dead
 from kdbench.training.teachers import Recipe, recipes_of
 
 MAX_ATTEMPTS = 3  # of a job whose worker died without a word; runs continue from their checkpoints
-SHARED = {2, 3, 73}  # wrong input, a plugin's fault, a full disk: the other jobs would meet it, too
-SPOKEN = {*SHARED, 4}  # exit codes of a worker that said what is wrong
+SHARED = {3, 73}  # a plugin's fault on loading, a full disk: the other jobs would meet it, too
+SPOKEN = {*SHARED, 2, 4}  # exit codes of a worker that said what is wrong
 
 
 class Executor(Protocol):
     """An engine that runs jobs."""
 
-    def submit(self, job: Job) -> Handle | None:
+    def submit(self, job: Job) -> None:
         """Start a job."""
         ...
 
@@ -53,6 +53,7 @@ class Order:
     Args:
         specs: The planned runs.
         anchor: Anchor as the user named it.
+        classes: Classes of each pair's dataset, by pair name.
         settings: Where and how.
         jobs: Workers at a time.
         lanes: Runs per worker.
@@ -62,6 +63,7 @@ class Order:
 
     specs: tuple[RunSpec, ...]
     anchor: str
+    classes: Mapping[str, int]
     settings: Settings
     jobs: int = 1
     lanes: int = 8
@@ -81,8 +83,10 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
     store.check_writable()
     store.register(order.specs)
     if order.retry_failed:
-        _forget_failed(order.specs, store)
+        for spec in order.specs:
+            forget_failure(store.folder(spec.run_id))
     if todo := _unfinished(order.specs, store):
+        store.renew(todo)
         missing = missing_teachers(todo, TeacherStore(order.settings.teachers))
         if missing and not order.train_teachers:
             raise ConfigError(
@@ -99,21 +103,20 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
 
 
 def missing_teachers(specs: Sequence[RunSpec], store: TeacherStore) -> list[Recipe]:
-    """Return the recipes of teachers that runs need and the store lacks."""
-    return [recipe for recipe in recipes_of(specs) if not store.exists(recipe.dataset, recipe.name)]
+    """Return the recipes of teachers that runs need and the store lacks.
+
+    Raises:
+        ConfigError: If the store has an artefact of that name from another recipe.
+    """
+    recipes = recipes_of(specs)
+    for recipe in recipes:
+        if store.exists(recipe.dataset, recipe.name):
+            store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)
+    return [recipe for recipe in recipes if not store.exists(recipe.dataset, recipe.name)]
 
 
 def _unfinished(specs: Sequence[RunSpec], store: RunStore) -> list[RunSpec]:
     return [spec for spec in specs if store.folder(spec.run_id).record() is None]
-
-
-def _forget_failed(specs: Sequence[RunSpec], store: RunStore) -> None:
-    """Set the records of failed runs aside; a diverged run is a result and stays."""
-    for spec in specs:
-        folder = store.folder(spec.run_id)
-        record = folder.record()
-        if record is not None and record.status == "infra_failed":
-            set_aside(folder.path / RECORD)
 
 
 def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
@@ -133,16 +136,30 @@ def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
                 time.sleep(0.5 * attempt)
                 waiting.extend((job, attempt + 1) for job in again)
             elif not _done(ended.job, order.settings):
-                problems.append(_problem(ended, attempt))
+                problem = _problem(ended, attempt)
+                if ended.exit_code not in SPOKEN | {STOPPED} and len(ended.job.run_ids) == 1:
+                    _record_dead(ended.job, str(problem), order)
+                    continue
+                problems.append(problem)
                 if problems[-1].exit_code in SHARED:
                     waiting.clear()
+    except KeyboardInterrupt:
+        _stop(engine)
+        raise
+    if problems:
+        raise _all_of(problems)
+
+
+def _stop(engine: Executor) -> None:
+    """Let all jobs save and stop; a second interrupt lets them stop without saving."""
+    engine.cancel()
+    try:
+        while engine.running:
+            engine.wait()
     except KeyboardInterrupt:
         engine.cancel()
         while engine.running:
             engine.wait()
-        raise
-    if problems:
-        raise _all_of(problems)
 
 
 def _done(job: Job, settings: Settings) -> bool:
@@ -168,6 +185,14 @@ def _again(ended: Ended, attempt: int, settings: Settings) -> list[Job]:
     if ended.exit_code != STOPPED and len(left := _left(ended.job, settings)) > 1:
         return [runs_job([run_id], settings.store) for run_id in left]
     return [ended.job] if ended.exit_code < 0 or ended.exit_code == STOPPED else []
+
+
+def _record_dead(job: Job, reason: str, order: Order) -> None:
+    """Write the record of a run that brought down its worker: it has failed, and the board must show it."""
+    folder = RunStore(order.settings.store).folder(job.run_ids[0])
+    spec = folder.spec()
+    machine = Machine(resolve_device(order.settings.device), order.settings.threads)
+    record_dead(folder, order.classes[spec.pair], machine.describe(spec.anchor.step.precision), reason)
 
 
 def _problem(ended: Ended, attempt: int) -> KdbenchError:

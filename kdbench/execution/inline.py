@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdbench.execution.jobs import DONE, Job
-from kdbench.execution.local import Ended
+from kdbench.execution.jobs import DONE, Ended, Job
 
 
 class InlineExecutor:

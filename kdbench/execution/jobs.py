@@ -61,6 +61,21 @@ class Job:
         return [sys.executable, "-m", "kdbench", *plugins, *self.arguments, *where]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A job that ended. The exit code is a hint; the store says what was done.
+
+    Args:
+        job: The job.
+        exit_code: Of its process; negative = the signal that ended it.
+        error: Last lines of its standard error.
+    """
+
+    job: Job
+    exit_code: int
+    error: str
+
+
 def teacher_job(recipe: Recipe, anchor: str) -> Job:
     """Return the job that trains a teacher."""
     subset = ["--per-class", str(recipe.dataset.per_class)] if recipe.dataset.per_class else []

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kdbench.execution.events import Event
-from kdbench.execution.jobs import Job, Settings
+from kdbench.execution.jobs import Ended, Job, Settings
 
+LAST_WORDS_SECONDS = 5.0  # how long to read on after a worker's end
 KEPT_LINES = 40  # of a worker's standard error, for the message when it dies without one of its own
 
 
@@ -24,21 +25,6 @@ class Handle:
     job: Job
     process: subprocess.Popen[str]
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that ended. The exit code is a hint; the store says what was done.
-
-    Args:
-        job: The job.
-        exit_code: Of its process; negative = the signal that ended it.
-        error: Last lines of its standard error.
-    """
-
-    job: Job
-    exit_code: int
-    error: str
 
 
 class LocalExecutor:
@@ -54,16 +40,21 @@ class LocalExecutor:
         self._queue: queue.Queue[Event | Handle] = queue.Queue()
         self._running: list[Handle] = []
 
-    def submit(self, job: Job) -> Handle:
+    def submit(self, job: Job) -> None:
         """Start a job."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "KDBENCH_PARENT": str(os.getpid())}
         process = subprocess.Popen(
-            job.command(self.settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            job.command(self.settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the driver, which asks each worker once
         )
         handle = Handle(job, process)
         self._running.append(handle)
-        threading.Thread(target=self._read, args=(handle,), daemon=True).start()
-        return handle
+        threading.Thread(target=self._watch, args=(handle,), daemon=True).start()
 
     @property
     def running(self) -> int:
@@ -77,27 +68,34 @@ class LocalExecutor:
             if isinstance(item, Event):
                 self.on_event(item)
                 continue
+            ended = Ended(item.job, item.process.wait(), "".join(item.errors).strip())
             self._running.remove(item)
-            return Ended(item.job, item.process.wait(), "".join(item.errors).strip())
+            return ended
 
     def cancel(self) -> None:
-        """Ask all jobs to save and stop; :meth:`wait` then returns them."""
+        """Ask all jobs to save and stop; :meth:`wait` then returns them. Asked again, they stop at once."""
         for handle in self._running:
             handle.process.send_signal(signal.SIGTERM)
 
-    def _read(self, handle: Handle) -> None:
-        errors = threading.Thread(target=self._read_errors, args=(handle,), daemon=True)
-        errors.start()
+    def _watch(self, handle: Handle) -> None:
+        """Queue the handle when its process has ended, even if a child of it still holds the pipes open."""
+        readers = [threading.Thread(target=read, args=(handle,), daemon=True) for read in (self._events, self._errors)]
+        for reader in readers:
+            reader.start()
+        handle.process.wait()
+        for reader in readers:
+            reader.join(timeout=LAST_WORDS_SECONDS)
+        self._queue.put(handle)
+
+    def _events(self, handle: Handle) -> None:
         assert handle.process.stdout is not None
         with handle.process.stdout as lines:
             for line in lines:
                 if (event := Event.from_line(line)) is not None:
                     self._queue.put(event)
-        errors.join()
-        self._queue.put(handle)
 
     @staticmethod
-    def _read_errors(handle: Handle) -> None:
+    def _errors(handle: Handle) -> None:
         assert handle.process.stderr is not None
         with handle.process.stderr as lines:
             handle.errors.extend(lines)

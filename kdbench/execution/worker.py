@@ -37,7 +37,12 @@ class StopFlag:
     def __call__(self) -> bool:
         return self.stopped
 
-    def _handle(self, _number: int, _frame: object) -> None:
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.stopped:
+            # Asked before, and the step is not over: a plugin hangs. The default action ends the process at once;
+            # what was saved at the last epoch is safe.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.stopped = True
 
 

@@ -112,7 +112,7 @@ def _facts(side: RunSpec | Record) -> dict[str, str]:
         "deviations": _deviations(side),
         "pair": side.pair,
         "seed": str(side.seed),
-        "dataset.fingerprint": side.dataset.fingerprint,
+        "dataset.fingerprint": (side.dataset if isinstance(side, RunSpec) else side.dataset_ref).fingerprint,
         "anchor_sha256": side.anchor.sha256 if isinstance(side, RunSpec) else side.anchor_sha256,
         "run_id": side.run_id,
         "config_sha256": side.config_sha256,

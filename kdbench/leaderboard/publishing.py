@@ -25,7 +25,7 @@ def publish(folders: Iterable[RunFolder], out: Path) -> int:
         named = spec.model_copy(update={"dataset": without_folder(spec.dataset)})
         write_atomic(target / SPEC, named.model_dump_json(indent=2) + "\n")
         if record is not None:
-            copied = record.model_copy(update={"dataset": without_folder(record.dataset)})
+            copied = record.model_copy(update={"dataset_ref": without_folder(record.dataset_ref)})
             write_atomic(target / RECORD, copied.model_dump_json(indent=2) + "\n")
         for name in (EPOCHS, PREDICTIONS):
             if (folder.path / name).exists():

@@ -34,8 +34,9 @@ from kdbench.testing.declarations import (
     check_source,
     check_supports,
 )
+from kdbench.testing.failure import CheckFailure
 from kdbench.testing.outcome import METHOD_CHECKS as _REGISTERED
-from kdbench.testing.outcome import STRUCTURAL, Check, CheckFailure, CheckResult
+from kdbench.testing.outcome import STRUCTURAL, Check, CheckResult
 from kdbench.testing.resume import check_resume
 from kdbench.testing.structure import check_builds, check_gradient, check_losses, check_phases
 from kdbench.types import Pair

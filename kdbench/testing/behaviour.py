@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from kdbench.evaluation import logits_of
 from kdbench.method import Batch, Mix, total
 from kdbench.testing.bench import BATCH, CLASSES, Bench, Place, equal
-from kdbench.testing.outcome import CheckFailure, check
+from kdbench.testing.failure import CheckFailure
+from kdbench.testing.outcome import check
 from kdbench.testing.structure import losses_name, require_terms
 from kdbench.types import Features
 

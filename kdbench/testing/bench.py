@@ -18,7 +18,7 @@ from kdbench.config.schema import Anchor
 from kdbench.method import AnyMethod, Batch, Losses, Mix, Phase, total, trainable
 from kdbench.options import apply_deviations, deviations_of
 from kdbench.seeds import stream
-from kdbench.testing.outcome import CheckFailure
+from kdbench.testing.failure import CheckFailure
 from kdbench.training.schedule import loss_protocol
 from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape
 

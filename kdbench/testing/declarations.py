@@ -13,7 +13,8 @@ from kdbench.errors import KdbenchError
 from kdbench.method import Options
 from kdbench.options import deviations_of
 from kdbench.testing.bench import Bench, shipped_anchor
-from kdbench.testing.outcome import CheckFailure, check
+from kdbench.testing.failure import CheckFailure
+from kdbench.testing.outcome import check
 from kdbench.types import Source
 
 ANCHORS = ("fair_baseline", "crd")

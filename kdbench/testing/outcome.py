@@ -7,21 +7,14 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from kdbench.errors import PluginError
+from kdbench.method import AnyMethod
+from kdbench.testing.bench import PAIR, Bench
 from kdbench.types import Pair
-
-if TYPE_CHECKING:
-    from kdbench.method import AnyMethod
-    from kdbench.testing.bench import Bench
-
-
-class CheckFailure(PluginError):
-    """A method breaks its contract; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,6 @@ def check(*, structural: bool = False) -> Callable[[Callable[[Bench], None]], Ch
     def register(function: Callable[[Bench], None]) -> Check:
         @functools.wraps(function)
         def run(method: type[AnyMethod], pair: Pair | None = None) -> None:
-            from kdbench.testing.bench import PAIR, Bench
-
             with _undisturbed():
                 function(Bench(method, pair or PAIR))
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.testing.bench import Bench, Place, Run, equal
-from kdbench.testing.outcome import CheckFailure, check
+from kdbench.testing.failure import CheckFailure
+from kdbench.testing.outcome import check
 
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))
 

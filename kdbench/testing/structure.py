@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from kdbench.method import Losses, Phase, TapRequest, total, trainable
 from kdbench.testing.bench import Bench, Place, Run
-from kdbench.testing.outcome import CheckFailure, check
+from kdbench.testing.failure import CheckFailure
+from kdbench.testing.outcome import check
 from kdbench.types import Term
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from kdbench import __version__
 from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.base import Network
 from kdbench.errors import ConfigError
@@ -91,7 +93,8 @@ def train_cohort(
     anchor = apply_deviations(first.anchor, first.deviations)
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
-    teachers = [_teacher(manifest, data, workplace) for manifest in manifests]
+    layout = anchor.step.channels_last
+    teachers = [_teacher(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
     entries = [
         _start(spec, folder, data, batches, manifests, workplace, method_of(spec))
@@ -128,10 +131,17 @@ def _manifests(specs: Sequence[RunSpec], store: TeacherStore) -> tuple[TeacherMa
     taught = next((spec for spec in specs if spec.teachers), None)
     if taught is None:
         return ()
-    return tuple(store.manifest(taught.dataset, name) for name in artefact_names(taught))
+    if taught.teacher_names:
+        return tuple(store.manifest(taught.dataset, name) for name in taught.teacher_names)
+    return tuple(store.made_by(taught.dataset, name, taught.anchor.sha256) for name in artefact_names(taught))
 
 
-def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace) -> Network:
+def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace, *, layout: bool) -> Network:
+    if manifest.dataset.fingerprint != data.info.fingerprint:
+        raise ConfigError(
+            f"teacher '{manifest.name}': was measured on other images than '{data.info.name}' holds now (fingerprint "
+            f"{manifest.dataset.fingerprint[:12]}, now {data.info.fingerprint[:12]}); restore them or make it again"
+        )
     if manifest.classes != data.info.classes:
         raise ConfigError(
             f"teacher '{manifest.name}': trained on {len(manifest.classes)} classes, dataset '{data.info.name}' has "
@@ -139,7 +149,7 @@ def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace) 
         )
     backbone = workplace.registry.backbones[manifest.backbone]
     network = load_teacher(workplace.teachers, manifest, backbone)
-    network.place(workplace.machine.device, channels_last=backbone.channels_last)
+    network.place(workplace.machine.device, channels_last=layout and backbone.channels_last)
     return network
 
 
@@ -169,13 +179,16 @@ def _start(
         seed=spec.seed,
     )
     lane = Lane(spec, method, student, context, device)
-    lane.prepare(data.train.labels)
+    lane.prepare(data.train.labels.clone())  # the batch stream may hold the same memory
     entry = Trained(lane, folder, data, tuple(manifests) if spec.teachers else ())
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = checkpoints.newest() if lane.active else None
     if state is not None:
         _check_resumable(state, spec, entry.teachers, workplace.machine)
-        lane.load(state)
+        try:
+            lane.load(state)
+        except Exception as error:
+            lane.fail(error, "loading its state")
         entry.from_epoch = lane.position.epoch
     entry.set_aside = tuple(path.name for path in checkpoints.damaged())
     return entry
@@ -200,6 +213,9 @@ def _identity(spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machi
         "device": machine.device.type,
         "threads": machine.threads,
         "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "kdbench": __version__,
+        "plugin": spec.plugin.file_sha256,
     }
 
 

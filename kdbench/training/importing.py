@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -215,8 +216,12 @@ def _fit(foreign: Foreign, state: dict[str, Tensor], info: DatasetInfo, place: W
 
 
 def _same_keys(name: str, state: dict[str, Tensor], info: DatasetInfo, place: Workplace) -> bool:
-    with torch.device("meta"):
-        own = place.registry.backbones[name].build(len(info.classes), info.image.channels).state_dict()
+    backbone = place.registry.backbones[name]
+    try:
+        with torch.device("meta"):
+            own = backbone.build(len(info.classes), info.image.channels).state_dict()
+    except Exception:  # one that lacks its library does not keep the others from being found
+        return False
     wanted = {key: tensor.shape for key, tensor in own.items() if not key.endswith(_COUNTER)}
     return wanted == {key: tensor.shape for key, tensor in state.items() if not key.endswith(_COUNTER)}
 
@@ -256,7 +261,8 @@ def _constants(text: str, known: Mapping[str, Any], channels: int) -> tuple[tupl
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != 2 * channels or any(std <= 0 for std in numbers[channels:]):
+    sound = all(map(math.isfinite, numbers)) and all(std > 0 for std in numbers[channels:])
+    if len(numbers) != 2 * channels or not sound:
         raise ProblemList(
             [f"--normalisation {text}: give {', '.join(known)}, auto, or {2 * channels} numbers: means, then stds > 0"]
         )

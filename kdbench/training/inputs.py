@@ -6,7 +6,7 @@ a seed see the same pixels, and a resumed run needs no sampler state.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from kdbench.config.schema import Data
 from kdbench.datasets.base import Split
 from kdbench.method import Mix
 from kdbench.seeds import torch_generator
-from kdbench.training.mixing import MixPlan, apply_mix, plan_mixing
+from kdbench.training.mixing import apply_mix, plan_mixing
 
 REFERENCE_SIZE = 32  # crop_padding is given for this image size
 
@@ -57,39 +57,34 @@ class BatchStream:
         padded = F.pad(split.images.half(), pad, mode=mode).to(torch.uint8) if self.padding else split.images
         self.images = padded.to(device)
         self.labels = split.labels.to(device)
-        self._rows = torch.arange(self.height)
-        self._columns = torch.arange(self.width)
+        self._rows = torch.arange(self.height, device=device)
+        self._columns = torch.arange(self.width, device=device)
         self._epoch: int | str = -1
 
     def start_epoch(self, epoch: int | str) -> None:
         """Draw everything random of an epoch at once."""
         shape = (self.size,)
-        self._order = torch.randperm(self.size, generator=torch_generator(self.seed, "order", epoch))
+        order = torch.randperm(self.size, generator=torch_generator(self.seed, "order", epoch))
         draws = torch_generator(self.seed, "augment", epoch)
         span = 2 * self.padding + 1
-        self._offsets = torch.randint(span, (2, *shape), generator=draws)
-        self._mirrored = torch.randint(2, shape, generator=draws).bool() & self.flips
-        self._mixes: list[MixPlan] | None = plan_mixing(
-            self.data, self.seed, epoch, self.steps, self.batch_size, (self.height, self.width)
-        )
+        offsets = torch.randint(span, (2, *shape), generator=draws)
+        mirrored = torch.randint(2, shape, generator=draws).bool() & self.flips
+        # Copied once an epoch: a copy in every step could make the host wait for the device.
+        self._order, self._offsets, self._mirrored = (part.to(self.device) for part in (order, offsets, mirrored))
+        plans = plan_mixing(self.data, self.seed, epoch, self.steps, self.batch_size, (self.height, self.width))
+        self._mixes = [replace(plan, partners=plan.partners.to(self.device)) for plan in plans] if plans else None
         self._epoch = epoch
 
     def batch(self, epoch: int | str, step: int) -> Inputs:
         """Return the batch of a step of an epoch (0-based; other phases name theirs)."""
         if epoch != self._epoch:
             self.start_epoch(epoch)
-        index = self._order[step * self.batch_size : (step + 1) * self.batch_size]
-        rows = self._offsets[0, index, None] + self._rows
-        columns = torch.where(self._mirrored[index, None], self._columns.flip(0), self._columns)
-        columns = columns + self._offsets[1, index, None]
-        at = index.to(self.device, non_blocking=True)
+        at = self._order[step * self.batch_size : (step + 1) * self.batch_size].clone()
+        rows = self._offsets[0, at, None] + self._rows
+        columns = torch.where(self._mirrored[at, None], self._columns.flip(0), self._columns)
+        columns = columns + self._offsets[1, at, None]
         # Advanced indices around the channel axis put it last: (N, H, W, C).
-        window = self.images[
-            at[:, None, None],
-            :,
-            rows.to(self.device, non_blocking=True)[:, :, None],
-            columns.to(self.device, non_blocking=True)[:, None, :],
-        ]
+        window = self.images[at[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         images = window.permute(0, 3, 1, 2).float().div_(255)
         labels = self.labels[at]
         if self._mixes is None:

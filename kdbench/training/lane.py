@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdbench.backbones.base import Network
 from kdbench.datasets.base import Split
 from kdbench.evaluation import evaluate
-from kdbench.method import AnyMethod, Batch, Mix, Options, Phase, Supervised, total, trainable
+from kdbench.method import AnyMethod, Batch, Mix, Options, Phase, Supervised, checked_phases, total, trainable
 from kdbench.options import apply_deviations
 from kdbench.records import EpochReport
 from kdbench.seeds import stream
@@ -49,10 +49,11 @@ class Meters:
     images: int = 0
     seconds: float = 0.0
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a detached scalar."""
-        held = self.sums.get(name)
-        self.sums[name] = value.detach() if held is None else held + value.detach()
+    def add(self, name: str, value: Tensor, times: int = 1) -> None:
+        """Add ``times * value`` of a scalar, without its gradient."""
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
+        self.sums[name].add_(value.detach(), alpha=times)
 
     def means(self) -> dict[str, float]:
         """Return every sum divided by the images seen."""
@@ -92,6 +93,7 @@ class Lane:
         self.history: list[EpochReport] = []
         self.failure: Exception | None = None
         self.failed_in = ""
+        self.unsaved = 0  # checkpoints that could not be written
         self.diverged = ""
         try:
             with torch.random.fork_rng(devices=[]):
@@ -105,7 +107,7 @@ class Lane:
 
     def _adopt(self, method: AnyMethod) -> None:
         self.method = method.to(self.device)
-        self.phases = self.method.phases()
+        self.phases = checked_phases(self.method)
         self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
         wanted = self.method.taps.teachers
         self.teacher_taps = tuple(wanted.resolve(len(teacher.stages)) for teacher in self.context.teachers)
@@ -217,8 +219,7 @@ class Lane:
         """Do one optimizer step on a batch; teachers' features are those of the whole batch."""
         started = time.perf_counter()
         # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
-        key = ("phase", self.position.phase, self.position.epoch, self.position.step)
-        torch.manual_seed(stream(self.spec.seed, "dropout", *key))
+        torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
         chunks = self.anchor.step.accumulate
         count = len(inputs.labels)
         size = -(-count // chunks)
@@ -270,8 +271,8 @@ class Lane:
         self.scaler.scale(loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
         count = len(batch.labels)
         for name, term in losses.items():
-            self.meters.add(name, term.value * count)
-        self.meters.add("total", loss * count)
+            self.meters.add(name, term.value, count)
+        self.meters.add("total", loss, count)
         if batch.mix is None:
             self.meters.add("correct", (batch.student.logits.argmax(1) == batch.labels).sum())
 

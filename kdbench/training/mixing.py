@@ -17,7 +17,7 @@ class MixPlan:
     """How one batch is mixed.
 
     Args:
-        partners: Permutation of the batch (N,).
+        partners: Permutation of the batch (N,), on the device of the images when it is applied.
         share: Share of the own image, in [0, 1].
         box: (x1, y1, x2, y2) in pixels of the pasted patch; None = mixup.
     """
@@ -80,12 +80,11 @@ def cutmix_box(share: float, centre: list[float], image: tuple[int, int]) -> tup
 
 def apply_mix(plan: MixPlan, images: Tensor, labels: Tensor) -> tuple[Tensor, Mix]:
     """Return mixed images (N,C,H,W) and the partners' labels; ``images`` is used up."""
-    partners = plan.partners.to(images.device, non_blocking=True)
-    other = images[partners]
+    partners = plan.partners
     if plan.box is None:
-        mixed = torch.lerp(other, images, plan.share)
+        mixed = torch.lerp(images[partners], images, plan.share)
     else:
         x1, y1, x2, y2 = plan.box
         mixed = images
-        mixed[:, :, y1:y2, x1:x2] = other[:, :, y1:y2, x1:x2]
+        mixed[:, :, y1:y2, x1:x2] = images[:, :, y1:y2, x1:x2][partners]
     return mixed, Mix(labels[partners], plan.share)

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -19,6 +20,7 @@ from kdbench.errors import KdbenchError
 from kdbench.evaluation import Predictions, read_predicted
 from kdbench.files import write_atomic
 from kdbench.records import Accuracy, Attempt, Cost, Record, Status, TeacherUsed
+from kdbench.spec import RunSpec
 from kdbench.store import PREDICTIONS, WEIGHTS
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained
@@ -72,12 +74,15 @@ def finish(
     folder.write_epochs(lane.history)
     last = attempts[-1]
     detail = "; ".join([reason, *(f"damaged checkpoint set aside: {name}" for name in trained.set_aside)]).strip("; ")
+    if lane.unsaved:
+        detail = f"{detail}; {lane.unsaved} checkpoints could not be saved".strip("; ")
     closed = Attempt(
         started_at=last.started_at, ended_at=ended_at, outcome=detail or status, from_epoch=trained.from_epoch
     )
     record = _record(trained, machine, status, reason, (*attempts[:-1], closed), measured)
     folder.write_record(record)
-    CheckpointFolder(folder.checkpoints).remove()
+    if status != "infra_failed":  # a failed run may be tried again from where it was
+        CheckpointFolder(folder.checkpoints).remove()
     return record
 
 
@@ -142,24 +147,10 @@ def _record(
     lane, spec = trained.lane, trained.lane.spec
     predictions = measured.predictions if measured else None
     return Record(
-        kdbench_version=__version__,
-        run_id=spec.run_id,
-        config_sha256=spec.config_sha256,
+        **identity_of(spec),
         status=status,
         reason=reason,
-        method=spec.method,
-        method_version=spec.method_version,
-        plugin=spec.plugin,
-        options=spec.options,
-        division=spec.division,
-        deviations=spec.deviations,
-        pair=spec.pair,
-        student=spec.student,
-        dataset=spec.dataset,
         classes=len(trained.data.info.classes),
-        anchor=spec.anchor.label,
-        anchor_sha256=spec.anchor.sha256,
-        seed=spec.seed,
         teachers=tuple(TeacherUsed(name=t.name, sha256=t.sha256, accuracy=t.accuracy) for t in trained.teachers),
         accuracy=_accuracy(lane, predictions) if predictions else None,
         nll=_finite(predictions.nll) if predictions else None,
@@ -171,6 +162,28 @@ def _record(
         ended_at=attempts[-1].ended_at,
         attempts=attempts,
     )
+
+
+def identity_of(spec: RunSpec) -> dict[str, Any]:
+    """Return the fields of a record that its spec determines."""
+    return {
+        "kdbench_version": __version__,
+        "run_id": spec.run_id,
+        "config_sha256": spec.config_sha256,
+        "method": spec.method,
+        "method_version": spec.method_version,
+        "plugin": spec.plugin,
+        "options": spec.options,
+        "division": spec.division,
+        "deviations": spec.deviations,
+        "pair": spec.pair,
+        "student": spec.student,
+        "dataset": spec.dataset.label,
+        "dataset_ref": spec.dataset,
+        "anchor": spec.anchor.label,
+        "anchor_sha256": spec.anchor.sha256,
+        "seed": spec.seed,
+    }
 
 
 def _accuracy(lane: Lane, predictions: Predictions) -> Accuracy:
@@ -189,8 +202,7 @@ def _agreement(predictions: Predictions, teachers: Sequence[TeacherManifest], st
     if not teachers:
         return None
     path = store.folder(teachers[0].dataset, teachers[0].name) / TEACHER_PREDICTIONS
-    same = predictions.predicted == read_predicted(path)
-    return 100 * int(same.sum()) / len(same)
+    return predictions.agreement(read_predicted(path))
 
 
 def _cost(lane: Lane, machine: Machine) -> Cost:

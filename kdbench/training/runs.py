@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from kdbench.errors import KdbenchError
-from kdbench.files import write_atomic
-from kdbench.records import Attempt, Record
+from kdbench.errors import ConfigError, KdbenchError
+from kdbench.files import set_aside, write_atomic
+from kdbench.records import Attempt, Environment, Record
 from kdbench.spec import RunSpec
-from kdbench.store import SPEC, RunFolder, RunStore
+from kdbench.store import RECORD, SPEC, RunFolder, RunStore
 from kdbench.training.cohort import Trained, Workplace, train_cohort
-from kdbench.training.results import finish
+from kdbench.training.results import finish, identity_of
 
 ATTEMPTS = "attempts.json"
 
@@ -27,6 +27,8 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
         ConfigError: If dataset, teachers or checkpoint do not fit.
     """
     folders = [store.folder(run_id) for run_id in run_ids]
+    if unplanned := [folder.path for folder in folders if not (folder.path / SPEC).is_file()]:
+        raise ConfigError(f"{unplanned[0]}: no such run in the store; kdbench run plans runs before it trains them")
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(folder.claimed())
@@ -73,15 +75,19 @@ def _verify(trained: Trained, planned: str) -> None:
 
 def _begin(folder: RunFolder) -> tuple[Attempt, ...]:
     """Note the start of an attempt on disk, so that even a killed one is in the record."""
+    attempts = (*_earlier(folder), Attempt(started_at=now(), ended_at="", outcome="running"))
+    _write(folder, attempts)
+    return attempts
+
+
+def _earlier(folder: RunFolder) -> tuple[Attempt, ...]:
+    """Return the attempts noted so far; one without an end was killed."""
     path = folder.path / ATTEMPTS
     earlier: list[Attempt] = []
     if path.exists():
         with contextlib.suppress(ValueError):  # half-written by nobody we know: the history is a courtesy
             earlier = [Attempt.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
-    earlier = [a if a.ended_at else a.model_copy(update={"outcome": "killed"}) for a in earlier]
-    attempts = (*earlier, Attempt(started_at=now(), ended_at="", outcome="running"))
-    _write(folder, attempts)
-    return attempts
+    return tuple(a if a.ended_at else a.model_copy(update={"ended_at": now(), "outcome": "killed"}) for a in earlier)
 
 
 def _end(folder: RunFolder, attempts: tuple[Attempt, ...], outcome: str) -> None:
@@ -92,6 +98,38 @@ def _end(folder: RunFolder, attempts: tuple[Attempt, ...], outcome: str) -> None
 def _write(folder: RunFolder, attempts: Sequence[Attempt]) -> None:
     text = json.dumps([attempt.model_dump(mode="json") for attempt in attempts], indent=2)
     write_atomic(folder.path / ATTEMPTS, text + "\n")
+
+
+def record_dead(folder: RunFolder, classes: int, environment: Environment, reason: str) -> Record:
+    """Record a run whose worker died without a word; its checkpoints stay for ``--retry-failed``.
+
+    Args:
+        folder: The run's folder.
+        classes: Classes of its dataset.
+        environment: Where it ran.
+        reason: How it ended.
+
+    Raises:
+        RunBusy: If another process is at it after all.
+    """
+    with folder.claimed():
+        spec, attempts = folder.spec(), _earlier(folder)
+        record = Record(
+            **identity_of(spec), classes=classes, status="infra_failed", reason=reason, environment=environment,
+            started_at=attempts[0].started_at if attempts else now(), ended_at=now(), attempts=attempts,
+        )  # fmt: skip
+        folder.write_record(record)
+        (folder.path / ATTEMPTS).unlink(missing_ok=True)
+    return record
+
+
+def forget_failure(folder: RunFolder) -> None:
+    """Set the record of a failed run aside so that it is tried again; its attempts are carried over."""
+    with folder.claimed():
+        record = folder.record()
+        if record is not None and record.status == "infra_failed":
+            _write(folder, record.attempts)
+            set_aside(folder.path / RECORD, "failed")
 
 
 def now() -> str:

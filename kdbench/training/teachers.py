@@ -24,11 +24,12 @@ from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.networks import load_teacher
-from kdbench.training.results import outcome
+from kdbench.training.results import learned_nothing_below, outcome
 from kdbench.training.runs import now
 from kdbench.training.teacher_names import TEACHER_SEED, recipe_name
 
 TRAINING = "training"
+_REMEDY = "equal runs end equally: use an anchor that trains it, or import a teacher"
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,20 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
 
     Raises:
         RunError: If its training diverged or failed.
-        KdbenchError: If an artefact of that name was made by another recipe.
+        ConfigError: If an artefact of that name was made by another recipe.
     """
     store = workplace.teachers
     spec = recipe.spec()
     folder = RunFolder(store.folder(recipe.dataset, recipe.name) / TRAINING)
     with folder.claimed():
         if store.exists(recipe.dataset, recipe.name):
-            return _existing(store.manifest(recipe.dataset, recipe.name), recipe)
+            return store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)
         (trained,) = train_cohort([spec], [folder], workplace, lambda _spec: Supervised)
         status, reason = outcome(trained.lane)
         if status != "ok":
-            raise RunError(f"teacher '{recipe.name}': training {status}: {reason}")
+            raise RunError(f"teacher '{recipe.name}': training {status}: {reason}; {_REMEDY}")
         manifest = _write_trained(recipe, trained, store)
         CheckpointFolder(folder.checkpoints).remove()
-    return manifest
-
-
-def _existing(manifest: TeacherManifest, recipe: Recipe) -> TeacherManifest:
-    if manifest.recipe_sha256 != recipe.anchor.sha256 or manifest.dataset.fingerprint != recipe.dataset.fingerprint:
-        raise KdbenchError(
-            f"teacher '{manifest.name}': was made by another recipe (anchor {manifest.recipe_sha256[:12]}, dataset "
-            f"{manifest.dataset.fingerprint[:12]}); raise the anchor's version, or choose another --teachers folder"
-        )
     return manifest
 
 
@@ -107,6 +99,8 @@ def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> Tea
     network = trained.lane.deployed()
     assert isinstance(network, Network)
     predictions = trained.data.test.predict(network)
+    if predictions.accuracy <= learned_nothing_below(len(trained.data.info.classes)):
+        raise RunError(f"teacher '{recipe.name}': {predictions.accuracy:.2f} % after training is chance; {_REMEDY}")
     return write_artefact(
         store,
         network,

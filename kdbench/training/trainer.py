@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from kdbench.backbones.base import Network
 from kdbench.datasets.base import Split
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
 from kdbench.records import EpochReport
 from kdbench.training.inputs import BatchStream, Inputs
@@ -20,6 +21,8 @@ from kdbench.training.lane import Lane
 from kdbench.training.networks import TeacherPass
 from kdbench.types import Features
 
+# What a device says when lanes together, or one of them, ask too much of it; afterwards no lane can be trusted.
+DEVICE_FAULTS = (torch.OutOfMemoryError, MemoryError, getattr(torch, "AcceleratorError", MemoryError))
 SCORED_EPOCHS = 5  # the last five are always evaluated: their mean is in every record
 
 
@@ -109,24 +112,25 @@ class Trainer:
         first = group[0]
         teach = self._teacher_pass(group)
         for lane in group:
-            lane.start_epoch()
+            self._start_epoch(lane)
         started, done = time.perf_counter(), 0
         for step in range(first.position.step, self.batches.steps):
-            self._run_step(group, teach, step)
             group = [lane for lane in group if lane.active]
             if not group:
                 return
+            self._run_step(group, teach, step)
             done += self.batches.batch_size
             self._show(group, step, done / (time.perf_counter() - started))
             if self.observer.should_stop():
                 for lane in self.lanes:
                     if lane.active:
-                        self._save(lane)
+                        self._save(lane, must=True)
                 raise Interrupted("stopped; every run was saved and continues with the same command")
         if self.batches.device.type == "cuda":
             torch.cuda.synchronize()  # once per epoch, so that the epoch's time is its own
         for lane in group:
-            self._end_epoch(lane)
+            if lane.active:
+                self._end_epoch(lane)
 
     def _teacher_pass(self, group: Sequence[Lane]) -> TeacherPass | None:
         wanted = [lane.teacher_taps for lane in group if lane.method.uses_teacher]
@@ -137,21 +141,38 @@ class Trainer:
         return TeacherPass(self.teachers, unions, group[0].anchor.step.precision, self.batches.device)
 
     def _run_step(self, group: Sequence[Lane], teach: TeacherPass | None, step: int) -> None:
+        inputs, features = self._shared(group, teach, step)
+        for lane in group:
+            marks = _versions(inputs, features)
+            self._step_lane(lane, inputs, features if lane.method.uses_teacher else ())
+            if _versions(inputs, features) != marks:
+                lane.fail(PluginError("it changed its batch in place; the tensors are shared, copy before changing"))
+                inputs, features = self._shared(group, teach, step)  # the lanes after it must not see that
+
+    def _shared(
+        self, group: Sequence[Lane], teach: TeacherPass | None, step: int
+    ) -> tuple[Inputs, tuple[Features, ...]]:
+        """Return the batch and the teachers' features, charged to the lanes that use them."""
         started = time.perf_counter()
         inputs = self.batches.batch(group[0].stream_key, step)
-        taught = [lane for lane in group if lane.method.uses_teacher] if teach else []
+        ready = time.perf_counter()
         features = teach(inputs.images) if teach else ()
-        share = (time.perf_counter() - started) / len(group)
+        taught = [lane for lane in group if lane.method.uses_teacher] if teach else []
         for lane in group:
-            lane.spend(share)
-            if lane in taught:
-                lane.counters.teacher_forwards += len(inputs.labels) * len(features) / len(taught)
-            self._step_lane(lane, inputs, features if lane in taught else ())
+            lane.spend((ready - started) / len(group))
+        for lane in taught:
+            lane.spend((time.perf_counter() - ready) / len(taught))
+            lane.counters.teacher_forwards += len(inputs.labels) * len(features) / len(taught)
+        return inputs, features
 
     def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features]) -> None:
         try:
             # A lane that is not taught has no features to narrow.
             lane.step(inputs, [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)])
+        except DEVICE_FAULTS as error:
+            if len(self.lanes) > 1:
+                raise  # nobody's fault alone: the driver tries each run in a worker of its own
+            lane.fail(error)
         except Exception as error:  # a plugin's fault ends its own lane; the others go on
             lane.fail(error)
 
@@ -164,11 +185,23 @@ class Trainer:
         self.observer.epoch_ended(report)
         self._save(lane)
 
-    def _save(self, lane: Lane) -> None:
+    def _start_epoch(self, lane: Lane) -> None:
+        try:
+            lane.start_epoch()
+        except Exception as error:
+            lane.fail(error)
+
+    def _save(self, lane: Lane, *, must: bool = False) -> None:
         try:
             self.observer.save(lane)
+        except StoreError as error:
+            if must:
+                raise
+            # The older checkpoints are untouched and training needs none: a full disk costs no run.
+            lane.unsaved += 1
+            logging.getLogger(__name__).warning("%s: checkpoint not saved: %s", lane.spec.run_id, error)
         except KdbenchError:
-            raise  # the store's fault, not the method's
+            raise
         except Exception as error:
             lane.fail(error, "saving its state")
 
@@ -187,3 +220,10 @@ class Trainer:
         self.observer.progress(
             Progress(ids, first.phase.name, first.position.epoch, first.epochs, step + 1, self.batches.steps, rate)
         )
+
+
+def _versions(inputs: Inputs, features: Sequence[Features]) -> list[int]:
+    """Return how often each shared tensor was changed in place; reading it does not wait for the device."""
+    mixed = [inputs.mix.labels] if inputs.mix else []
+    taught = [t for f in features for t in (f.logits, f.embedding, *f.stages, *f.pre_stages) if t is not None]
+    return [tensor._version for tensor in (inputs.images, inputs.labels, inputs.index, *mixed, *taught)]

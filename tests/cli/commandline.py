@@ -45,6 +45,7 @@ def kdbench(*words: object) -> Outcome:
     from kdbench.cli import main
 
     out, err = io.StringIO(), io.StringIO()
+    code: object = "main() always exits"
     handlers = [(number, signal.getsignal(number)) for number in SIGNALS]
     threads, path = torch.get_num_threads(), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = _python_path()  # for the workers it may start
@@ -52,14 +53,14 @@ def kdbench(*words: object) -> Outcome:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main([str(word) for word in words])
     except SystemExit as end:
-        assert isinstance(end.code, int)
-        return Outcome(end.code, out.getvalue(), err.getvalue())
+        code = end.code
     finally:
         _restore_path(path)
         torch.set_num_threads(threads)
         for number, handler in handlers:
             signal.signal(number, handler)
-    raise AssertionError("main() always exits")
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def failure(*words: object, code: int = 2) -> str:

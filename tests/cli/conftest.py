@@ -31,6 +31,6 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> "commandline.Place":
+def finished(tmp_path_factory: pytest.TempPathFactory) -> commandline.Place:
     """Return finished runs to read; a test that changes something copies them first."""
     return commandline.finished_place(tmp_path_factory)

@@ -62,7 +62,7 @@ class Orders:
 
     @staticmethod
     def interrupt_group() -> None:
-        os.killpg(os.getpgid(0), signal.SIGINT)
+        os.killpg(os.getpgid(os.getppid()), signal.SIGINT)  # as a terminal does for Ctrl-C
         _await_stop()
 
 

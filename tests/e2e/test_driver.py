@@ -66,7 +66,8 @@ def specs() -> tuple[RunSpec, ...]:
 @pytest.fixture
 def order(specs: tuple[RunSpec, ...], finished: Place, tmp_path: Path) -> Order:
     named = tuple(replace_teacher(spec) for spec in specs)  # no teacher has to be made
-    return Order(named, "fair_baseline_smoke", Settings(tmp_path / "runs", tmp_path / "teachers", tmp_path, "cpu", 1))
+    settings = Settings(tmp_path / "runs", tmp_path / "teachers", tmp_path, "cpu", 1)
+    return Order(named, "fair_baseline_smoke", {"tiny": 10}, settings)
 
 
 def replace_teacher(spec: RunSpec) -> RunSpec:
@@ -104,7 +105,7 @@ def test_the_store_is_the_truth_not_the_exit_code(order: Order, finished: Place)
 
 
 @pytest.mark.parametrize("code", [-9, -11, 0, 1])
-def test_runs_of_a_dead_worker_go_on_one_by_one(code: int, order: Order, finished: Place) -> None:
+def test_runs_of_a_dead_worker_go_on_one_by_one_and_the_deadly_one_is_recorded(code: int, order: Order, finished: Place) -> None:
     def act(job: Job, _start: int) -> tuple[int, str]:
         if any("vanilla_kd/seed0" in run_id for run_id in job.run_ids):
             if len(job.run_ids) == 1:
@@ -114,16 +115,15 @@ def test_runs_of_a_dead_worker_go_on_one_by_one(code: int, order: Order, finishe
         return 0, ""
 
     engine = Scripted(act)
-    with pytest.raises(KdbenchError) as caught:
-        carry_out(order, engine)
-    assert caught.value.exit_code == 4
-    message = str(caught.value)
+    records = {record.run_id: record for record in carry_out(order, engine)}
+    (dead,) = [record for record in records.values() if record.status == "infra_failed"]
+    assert dead.run_id == "fair_baseline_smoke-v1/digits-20pc/tiny/vanilla_kd/seed0"
+    assert (dead.method, dead.seed, dead.classes, dead.accuracy) == ("vanilla_kd", 0, 10, None)
+    message = dead.reason
     assert message.startswith("run fair_baseline_smoke-v1/digits-20pc/tiny/vanilla_kd/seed0: its worker ")
     assert (": ValueError: bad;" in message) == (code == 1)
     assert "Traceback" not in message
-    store = RunStore(order.settings.store)
-    done = [spec.run_id for spec in order.specs if store.folder(spec.run_id).record()]
-    assert done == [spec.run_id for spec in order.specs if not spec.run_id.endswith("vanilla_kd/seed0")]
+    assert [records[spec.run_id].status for spec in order.specs].count("ok") == 3
     killed = 3 if code < 0 else 2  # killed: once together, twice alone; otherwise it would only say it again
     assert sum("vanilla_kd/seed0" in ids for ids in engine.started) == killed
 
@@ -149,13 +149,21 @@ def test_a_busy_run_is_reported_with_the_workers_words(order: Order) -> None:
     assert len(engine.started) == 6
 
 
-@pytest.mark.parametrize("code", [2, 3, 73])
+@pytest.mark.parametrize("code", [3, 73])
 def test_what_would_stop_every_job_stops_at_once(code: int, order: Order) -> None:
     engine = Scripted(lambda _job, _start: (code, "some warning\nkdbench: no space left\nfree some"))
     with pytest.raises(KdbenchError, match=r"^no space left\nfree some$") as caught:
         carry_out(order, engine)
     assert caught.value.exit_code == code
     assert len(engine.started) == 1
+
+
+def test_what_is_wrong_with_one_job_is_told_once_and_the_others_go_on(order: Order) -> None:
+    engine = Scripted(lambda _job, _start: (2, "kdbench: unfit"))
+    with pytest.raises(KdbenchError, match=r"^unfit$") as caught:
+        carry_out(order, engine)
+    assert caught.value.exit_code == 2
+    assert len(engine.started) == 2
 
 
 def test_partly_done_cohorts_go_on_with_what_is_left(order: Order, finished: Place) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from commandline import Place, failure, kdbench, snapshot
+from commandline import PROTO, Outcome, Place, failure, installed, kdbench, snapshot, write_plugin
 
 ONE_PROCESS = ("--threads", 1, "--executor", "inline")
 
@@ -104,3 +106,58 @@ def test_a_diverging_method_is_a_result(place: Place, orders: Callable[..., Path
     before = snapshot(place.runs)
     assert kdbench("run", *place.cells("student,runaway", 2), *ONE_PROCESS, "--retry-failed").code == 0
     assert snapshot(place.runs) == before  # diverged is no failure to retry
+
+
+FICKLE = """
+import kdbench
+from kdbench.methods.student import Student
+
+class Fickle(Student):
+    name = "fickle"
+    baseline = False
+
+    def losses(self, batch):
+        {line}
+        return super().losses(batch)
+
+@kdbench.hookimpl
+def kdbench_methods():
+    return [Fickle]
+"""
+
+
+def test_a_repaired_plugin_is_the_one_in_the_record(place: Place, tmp_path: Path) -> None:
+    words = ["run", *place.cells("fickle", 1), *ONE_PROCESS]
+    with installed(write_plugin(tmp_path / "old", "fickle_plugin", FICKLE.format(line="1 / 0"))):
+        assert kdbench(*words).code == 4
+    assert place.record("fickle")["plugin"]["version"] == "1.0"
+    with installed(write_plugin(tmp_path / "new", "fickle_plugin", FICKLE.format(line="pass"), "2.0")):
+        assert kdbench(*words, "--retry-failed").code == 0
+    source = (tmp_path / "new" / "fickle_plugin.py").read_bytes()
+    assert place.record("fickle")["plugin"] == {
+        "distribution": "fickle_plugin",
+        "version": "2.0",
+        "file_sha256": hashlib.sha256(source).hexdigest(),
+    }
+
+
+def test_an_unfinished_run_follows_its_dataset(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    np.savez("data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+
+    def run(path: str) -> Outcome:
+        where = ("--pair", "tiny", "--seeds", 1, "--anchor", PROTO, "--dataset", f"npz:{path}")
+        return kdbench("run", "--method", "student", *where, *ONE_PROCESS)
+
+    assert run("data.npz").code == 0
+    (record,) = Path("runs").rglob("record.json")
+    Path("else").mkdir()
+    Path("data.npz").rename("else/data.npz")
+    spec = record.with_name("spec.json").read_bytes()
+    assert run("else/data.npz").code == 0
+    assert record.with_name("spec.json").read_bytes() == spec  # of a finished run nothing changes
+    record.unlink()
+    outcome = run("else/data.npz")
+    assert outcome.code == 0, outcome
+    assert json.loads(record.read_text(encoding="utf-8"))["dataset_ref"]["name"] == "npz:else/data.npz"

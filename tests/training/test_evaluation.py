@@ -49,7 +49,7 @@ def test_accuracies_come_from_integer_counts() -> None:
     assert made.correct.tolist() == [True, True, False]
     assert made.accuracy == 100 * 2 / 3
     assert made.top5_accuracy == 100 * 2 / 3
-    assert made.agreement(predictions([0, 2, 2], [0, 0, 0])) == 100 * 2 / 3
+    assert made.agreement(torch.tensor([0, 2, 2])) == 100 * 2 / 3
 
 
 def test_calibration_error_by_hand() -> None:

@@ -55,9 +55,11 @@ def finished(spec: RunSpec, score: float | None, **changes: Any) -> Record:
     accuracy = None if score is None else Accuracy(last=score, best=99.0, last5_mean=score, top5=99.0)
     ones: dict[str, Any] = dict.fromkeys(Cost.model_fields, 1)
     same = ("run_id", "config_sha256", "method", "method_version", "plugin", "options", "division", "deviations")
-    values: dict[str, Any] = {name: getattr(spec, name) for name in (*same, "pair", "student", "dataset", "seed")}
+    values: dict[str, Any] = {name: getattr(spec, name) for name in (*same, "pair", "student", "seed")}
     values |= {
         "kdbench_version": "0.1.0",
+        "dataset": spec.dataset.label,
+        "dataset_ref": spec.dataset,
         "status": "ok",
         "classes": 10,
         "anchor": spec.anchor.label,

@@ -148,7 +148,7 @@ def test_hook_without_decorator(with_plugin: LoadPlugin) -> None:
 
 def test_hooks_may_return_nothing(with_plugin: LoadPlugin) -> None:
     registry = with_plugin(kdbench_methods=lambda: None, kdbench_pairs=lambda: ())
-    assert registry.plugins[-1].name == "guest"
+    assert "guest" in {plugin.name for plugin in registry.plugins}
 
 
 def test_name_of_a_built_in(with_plugin: LoadPlugin) -> None:
@@ -246,7 +246,7 @@ def test_table() -> None:
 
 
 def test_built_ins(registry: Registry) -> None:
-    assert registry.no_teacher_baseline() is registry.methods["student"]
+    assert registry.methods["student"].baseline
     assert isinstance(registry.backbones["resnet20"], Backbone)
     assert len({plugin.name for plugin in registry.plugins}) == len(registry.plugins)
 
