@@ -208,8 +208,8 @@ def _problem(ended: Ended, attempt: int) -> KdbenchError:
     words = f": {ended.error.splitlines()[-1]}" if ended.error else ""
     times = f" ({attempt} attempts)" if attempt > 1 else ""
     return RunError(
-        f"{ended.job.name}: its worker {how}{times}{words}; everything else is kept. Repair what stopped it or leave "
-        "it out, and start the same command again"
+        f"{ended.job.name}: its worker {how}{times}{words}; everything else is kept. Repair what stopped it, and start "
+        f"the same command again{' with --retry-failed' if ended.job.run_ids else ''}"
     )
 
 

@@ -66,7 +66,7 @@ def finish(
             status, reason = outcome(lane)
     if measured is not None:
         accuracy = measured.predictions.accuracy
-        floor = learned_nothing_below(len(trained.data.info.classes))
+        floor = learned_nothing_below(len(trained.data.info.classes), lane.anchor.schedule.epochs)
         if status == "ok" and accuracy <= floor:
             status, reason = "diverged", f"final accuracy {accuracy:.2f} % is not above {floor:.2f} %: nothing learned"
         write_atomic(folder.path / WEIGHTS, measured.weights)
@@ -86,11 +86,14 @@ def finish(
     return record
 
 
-def learned_nothing_below(classes: int) -> float:
+def learned_nothing_below(classes: int, epochs: int) -> float:
     """Return the accuracy in percent up to which a run counts as diverged: twice chance.
 
-    With two or three classes twice chance is no low bar (100 or 67 %), so chance itself is taken.
+    With two or three classes twice chance is no low bar (100 or 67 %), so chance itself is taken. In fewer than five
+    epochs (a smoke run) nothing need have been learned, and nothing is concluded.
     """
+    if epochs < SCORED_EPOCHS:
+        return -1.0
     return (CHANCE_FACTOR if classes > 3 else 1) * 100 / classes
 
 

@@ -99,7 +99,7 @@ def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> Tea
     network = trained.lane.deployed()
     assert isinstance(network, Network)
     predictions = trained.data.test.predict(network)
-    if predictions.accuracy <= learned_nothing_below(len(trained.data.info.classes)):
+    if predictions.accuracy <= learned_nothing_below(len(trained.data.info.classes), recipe.anchor.schedule.epochs):
         raise RunError(f"teacher '{recipe.name}': {predictions.accuracy:.2f} % after training is chance; {_REMEDY}")
     return write_artefact(
         store,

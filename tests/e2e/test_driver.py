@@ -105,7 +105,9 @@ def test_the_store_is_the_truth_not_the_exit_code(order: Order, finished: Place)
 
 
 @pytest.mark.parametrize("code", [-9, -11, 0, 1])
-def test_runs_of_a_dead_worker_go_on_one_by_one_and_the_deadly_one_is_recorded(code: int, order: Order, finished: Place) -> None:
+def test_runs_of_a_dead_worker_go_on_one_by_one_and_the_deadly_one_is_recorded(
+    code: int, order: Order, finished: Place
+) -> None:
     def act(job: Job, _start: int) -> tuple[int, str]:
         if any("vanilla_kd/seed0" in run_id for run_id in job.run_ids):
             if len(job.run_ids) == 1:

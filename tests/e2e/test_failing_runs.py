@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import PROTO, Outcome, Place, failure, installed, kdbench, snapshot, write_plugin
+from commandline import PROTO, Outcome, Place, installed, kdbench, snapshot, write_plugin
 
 ONE_PROCESS = ("--threads", 1, "--executor", "inline")
 
@@ -38,7 +38,7 @@ def test_a_method_that_raises_ends_its_own_run_only(
     assert (record["status"], record["reason"], record["accuracy"]) == ("infra_failed", reason, None)
     assert same_bits(place, undisturbed, "student")
     assert not (place.folder("probe") / "student.safetensors").exists()
-    assert not list(place.runs.rglob("checkpoint"))
+    assert not (place.folder("student") / "checkpoint").exists()
     board = kdbench("leaderboard", place.runs, "--out", place.root / "board")
     assert board.code == 0
     assert "probe" in board.out
@@ -53,6 +53,8 @@ def test_a_method_that_raises_ends_its_own_run_only(
     assert "2 ok, 0 diverged, 0 failed;" in outcome.out
     assert "student/seed0" not in outcome.out
     assert same_bits(place, undisturbed, "student", "probe")
+    assert not list(place.runs.rglob("checkpoint"))
+    assert [attempt["outcome"] for attempt in place.record("probe")["attempts"]] == [reason, "ok"]
 
 
 def test_a_worker_that_vanishes_takes_nobody_with_it(
@@ -60,16 +62,19 @@ def test_a_worker_that_vanishes_takes_nobody_with_it(
 ) -> None:
     path = orders("leave", once=False)
     words = ["run", *place.cells("student,probe", 1), "--threads", 1]
-    assert failure(*words, code=4) == (
-        "run proto-v3/digits-20pc/tiny/probe/seed0: its worker ended with exit code 0 and without a result "
-        "(2 attempts); everything else is kept. Repair what stopped it or leave it out, and start the same command "
-        "again"
+    outcome = kdbench(*words)
+    assert outcome.code == 4
+    assert "1 ok, 0 diverged, 1 failed;" in outcome.out
+    run_id = "proto-v3/digits-20pc/tiny/probe/seed0"
+    assert outcome.err == (
+        f"failed {run_id}: run {run_id}: its worker ended with exit code 0 and without a result (2 attempts); "
+        "everything else is kept. Repair what stopped it, and start the same command again with --retry-failed\n"
     )
     assert place.record("student")["status"] == "ok"
-    assert not (place.folder("probe") / "record.json").exists()
+    assert place.record("probe")["status"] == "infra_failed"
     path.unlink()
     student = snapshot(place.folder("student"))
-    outcome = kdbench(*words, "--executor", "inline")
+    outcome = kdbench(*words, "--retry-failed", "--executor", "inline")
     assert outcome.code == 0, outcome
     assert snapshot(place.folder("student")) == student
     assert same_bits(place, undisturbed, "student", "probe")
@@ -78,11 +83,11 @@ def test_a_worker_that_vanishes_takes_nobody_with_it(
 def test_a_crash_is_named(place: Place, orders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdbench.execution.driver.MAX_ATTEMPTS", 1)
     orders("crash", once=False)
-    message = failure("run", *place.cells("probe", 1), "--threads", 1, code=4)
-    assert message.startswith(
-        "run proto-v3/digits-20pc/tiny/probe/seed0: its worker was killed by signal 11 (Segmentation fault)"
-    )
-    assert "start the same command again" in message
+    outcome = kdbench("run", *place.cells("probe", 1), "--threads", 1)
+    assert outcome.code == 4
+    assert "its worker was killed by signal 11 (Segmentation fault)" in outcome.err
+    assert "its worker was killed by signal 11 (Segmentation fault)" in place.record("probe")["reason"]
+    assert "Traceback" not in outcome.err
 
 
 def test_a_diverging_method_is_a_result(place: Place, orders: Callable[..., Path]) -> None:

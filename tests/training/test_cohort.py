@@ -37,4 +37,8 @@ def test_two_seeds_in_one_worker_are_refused_before_any_training(lab: Lab) -> No
 
 @pytest.mark.parametrize(("classes", "floor"), [(2, 50.0), (4, 50.0), (10, 20.0), (100, 2.0)])
 def test_nothing_learned_is_twice_chance_where_that_is_low(classes: int, floor: float) -> None:
-    assert learned_nothing_below(classes) == floor
+    assert learned_nothing_below(classes, 15) == floor
+
+
+def test_a_smoke_run_need_not_have_learned_anything() -> None:
+    assert learned_nothing_below(10, 2) < 0

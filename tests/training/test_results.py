@@ -180,7 +180,7 @@ def test_a_declared_deviation_is_used_and_shown(lab: Any, toys: Any) -> None:
 
 
 def test_a_run_that_learns_nothing_counts_as_diverged(lab: Any) -> None:
-    record, _ = run(lab, "student", optimizer__lr=1e-12, schedule__min_lr=0.0)
+    record, _ = run(lab, "student", optimizer__lr=1e-12, schedule__min_lr=0.0, schedule__epochs=5)
     assert record.accuracy is not None
     assert record.accuracy.last <= 20
     expected = f"final accuracy {record.accuracy.last:.2f} % is not above 20.00 %: nothing learned"

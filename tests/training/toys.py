@@ -112,6 +112,26 @@ class Bad(Method[BadOptions]):
         pass
 
 
+class VandalOptions(Options):
+    what: str = Field("", description="what it changes: images, labels, teacher logits, prepared labels")
+
+
+class Vandal(Method[VandalOptions]):
+    """Changes in place what it shares with the lanes beside it."""
+
+    name, source, options_type = "toy_vandal", SOURCE, VandalOptions
+
+    def prepare(self, labels: Tensor) -> None:
+        if self.options.what == "prepared labels":
+            labels.zero_()
+
+    def losses(self, batch: Batch) -> Losses:
+        shared = {"images": batch.images, "labels": batch.labels, "teacher logits": batch.teacher.logits}
+        if self.options.what in shared:
+            shared[self.options.what].zero_()
+        return {"ce": batch.supervised()}
+
+
 class Unmovable(nn.Module):
     """Evaluates well, but the tensor it keeps to itself stays behind when it is moved to count operations."""
 
@@ -227,7 +247,7 @@ class Plain(Network):
 
 @hookimpl
 def kdbench_methods() -> Iterable[type[AnyMethod]]:
-    return [Bank, Bad, Nan, OwnTau, Watch, Deepest, OwnHead]
+    return [Bank, Bad, Vandal, Nan, OwnTau, Watch, Deepest, OwnHead]
 
 
 @hookimpl
