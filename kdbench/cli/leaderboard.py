@@ -24,18 +24,19 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
 
     wanted = names(formats)
     check_formats(wanted)
-    cells, kept = [], []
+    found = []
     for folder in runs or (Path("runs"),):
-        found = RunStore(folder).runs()
-        if not found:
+        here = RunStore(folder).runs()
+        if not here:
             raise ConfigError(f"{folder}: no runs there; make some with kdbench run --out {folder}")
-        kept += [run for run, _ in found]
-        cells += [Cell(spec, run.peek(), str(run.path)) for run, spec in found]
+        found += here
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
-    board = build(cells, [method.name for method in baselines])
+    columns = [method.name for method in baselines]
+    board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in found], columns)
+    if records:  # the tables are then made from the copies, so that anyone gets the same bytes
+        copies = publish([run for run, _ in found], out).runs()
+        board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in copies], columns)
     paths = write(board, out, wanted)
-    if records:
-        publish(kept, out)
     click.echo(to_markdown(board))
     for path in paths:
         click.echo(f"wrote {path}")

@@ -7,18 +7,17 @@ from pathlib import Path, PurePath
 
 from kdbench.files import write_atomic
 from kdbench.spec import DatasetRef
-from kdbench.store import EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder
+from kdbench.store import EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 FOLDER = "runs"
 
 
-def publish(folders: Iterable[RunFolder], out: Path) -> int:
-    """Copy spec, record, epochs and predictions of runs to ``out/runs`` and return how many.
+def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
+    """Copy spec, record, epochs and predictions of runs to ``out/runs`` and return that store.
 
     Dataset paths are reduced to file names: where somebody keeps their data is nobody's business, and the fingerprint
     identifies it. Weights stay where they are.
     """
-    count = 0
     for folder in folders:
         spec, record = folder.spec(), folder.peek()
         target = out / FOLDER / spec.run_id
@@ -30,8 +29,7 @@ def publish(folders: Iterable[RunFolder], out: Path) -> int:
         for name in (EPOCHS, PREDICTIONS):
             if (folder.path / name).exists():
                 write_atomic(target / name, (folder.path / name).read_bytes())
-        count += 1
-    return count
+    return RunStore(out / FOLDER)
 
 
 def without_folder(dataset: DatasetRef) -> DatasetRef:

@@ -39,3 +39,12 @@ def test_the_predictions_give_the_recorded_accuracy(folder: Path) -> None:
         with np.load(run.path / "predictions.npz", allow_pickle=False) as archive:
             correct = np.unpackbits(archive["correct"], count=int(archive["count"]))
         assert record.accuracy.last == pytest.approx(100 * correct.mean(), abs=1e-9)
+
+
+def test_the_readme_shows_the_table_of_a_board() -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- board:start -->")[2].partition("<!-- board:end -->")[0]
+    table = [line for line in shown.splitlines() if line.startswith("|")]
+    board = [line for folder in BOARDS for line in (folder / "leaderboard.md").read_text(encoding="utf-8").splitlines()]
+    assert len(table) > 2
+    assert [line for line in table if line not in board] == []

@@ -46,7 +46,7 @@ def test_no_method_is_named_outside_its_own_file(registry: Registry) -> None:
     found = []
     for name in set(registry.methods) - ALSO_A_WORD:
         own = Path(registry.methods.owner(name).file)
-        word = re.compile(rf"\b{re.escape(name)}\b")
+        word = re.compile(rf"(?<![.\w]){re.escape(name)}\b")
         for path in (*SOURCES, *PACKAGE.rglob("*.yaml")):
             if path != own and word.search(path.read_text(encoding="utf-8")):
                 found.append(f"{name} in {path.relative_to(ROOT)}")
