@@ -99,8 +99,8 @@ def _recommended(method: type[AnyMethod], anchor: Anchor, pair: Pair) -> dict[st
 
 
 def _keys_named(leaf: str, anchor: Anchor) -> list[tuple[str, object]]:
-    """Return the anchor's keys that end in a name, with their values; ``batch_size`` is first of all the locked one."""
-    found = [(key, value) for key, value in anchor.keys().items() if key.rpartition(".")[2] == leaf]
+    """Return the anchor's keys of that name, whole or last part; ``batch_size`` is first of all the locked one."""
+    found = [(key, value) for key, value in anchor.keys().items() if leaf in {key, key.rpartition(".")[2]}]
     return sorted(found, key=lambda item: item[0] not in anchor.locked)
 
 

@@ -1,4 +1,4 @@
-"""Making teacher artefacts: training one from the anchor's recipe, importing a foreign checkpoint, verifying."""
+"""Making teacher artefacts by the anchor's recipe, writing them, and measuring them again."""
 
 from __future__ import annotations
 

@@ -31,10 +31,6 @@ def _load(name: str, path: Path) -> ModuleType:
 commandline = _load("commandline", HELPER)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: half a minute and more on one core")
-
-
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
