@@ -195,7 +195,7 @@ for text, phases in {
     "2 phases have epochs=None (main, more)": (kdbench.Phase(), kdbench.Phase("more")),
     "0 phases have epochs=None (none)": (HEAD,),
     "phase 'head': epochs is -1": (kdbench.Phase("head", epochs=-1), kdbench.Phase()),
-    "phase 'main': learning_rate is 0": (kdbench.Phase(learning_rate=0.0),),
+    "phase 'head': learning_rate is 0": (kdbench.Phase("head", epochs=1, learning_rate=0.0), kdbench.Phase()),
     "phase 'main': losses is 'mse'": (kdbench.Phase(losses="mse"),),  # type: ignore[arg-type]
     "phase 'main': parameters() must return at least one": (kdbench.Phase(parameters=list),),
 }.items():

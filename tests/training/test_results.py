@@ -112,7 +112,8 @@ def test_identity_and_environment(lab: Any) -> None:
     assert record.options["beta"] == 3.0
     assert record.plugin.distribution == "kdbench"
     assert (record.division, record.deviations, record.classes, record.seed) == ("closed", (), 10, 0)
-    assert record.dataset.fingerprint == Digits().info.fingerprint
+    assert record.dataset == "digits-20pc"
+    assert record.dataset_ref.fingerprint == Digits().info.fingerprint
     (used,) = record.teachers
     assert (used.name, used.sha256, used.accuracy) == (teacher.name, teacher.sha256, teacher.accuracy)
     where = record.environment
@@ -194,7 +195,7 @@ def test_a_failed_run_has_a_record_and_no_results(lab: Any) -> None:
     assert not (folder.path / WEIGHTS).exists()
     assert not (folder.path / PREDICTIONS).exists()
     assert len((folder.path / EPOCHS).read_text().splitlines()) == 2
-    assert not folder.checkpoints.exists()
+    assert folder.checkpoints.exists(), "--retry-failed goes on from there"
 
 
 def test_attempts_tell_the_story(lab: Any) -> None:
