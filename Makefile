@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml plu
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/kdbench run --method student,vanilla_kd,dkd,dist --pair tiny --seeds 5 --anchor crd_short \
+	$(BIN)/kdbench run --method student,vanilla_kd,dkd,dist --pair tiny --seeds 5 --anchor crd_short --jobs 2 --threads 1 \
 		--out demo/runs --teachers demo/teachers
 	$(BIN)/kdbench leaderboard demo/runs --out demo/board
 
