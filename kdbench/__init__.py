@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdbench.datasets.base import Dataset as Dataset
     from kdbench.datasets.base import DatasetInfo as DatasetInfo
     from kdbench.datasets.base import Split as Split
+    from kdbench.errors import Unsupported as Unsupported
     from kdbench.hooks import hookimpl as hookimpl
     from kdbench.method import AnyMethod as AnyMethod
     from kdbench.method import Batch as Batch
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from kdbench.method import Mix as Mix
     from kdbench.method import Options as Options
     from kdbench.method import Phase as Phase
+    from kdbench.method import Setup as Setup
     from kdbench.method import TapRequest as TapRequest
+    from kdbench.method import View as View
+    from kdbench.method import Viewed as Viewed
     from kdbench.seeds import stream as stream
     from kdbench.types import Context as Context
     from kdbench.types import Deviation as Deviation
@@ -41,8 +45,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "backbones.base": ("Backbone", "Network"),
     "datasets.base": ("Dataset", "DatasetInfo", "Split"),
+    "errors": ("Unsupported",),
     "hooks": ("hookimpl",),
-    "method": ("AnyMethod", "Batch", "Losses", "Method", "Mix", "Options", "Phase", "TapRequest"),
+    "method": ("AnyMethod", "Batch", "Losses", "Method", "Mix", "Options", "Phase", "Setup", "TapRequest", "View", "Viewed"),
     "seeds": ("stream",),
     "types": (
         "Context",

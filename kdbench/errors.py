@@ -22,6 +22,10 @@ class ConfigError(KdbenchError):
     exit_code = 2
 
 
+class Unsupported(ConfigError):
+    """A method cannot train a cell: raised by its constructor where options, batch or dataset do not allow it."""
+
+
 class PluginError(KdbenchError):
     """A plugin broke its contract or failed on import."""
 

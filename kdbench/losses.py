@@ -1,4 +1,4 @@
-"""The two losses every method may use: supervised cross-entropy and logit distillation.
+"""The two losses every method may use, supervised cross-entropy and logit distillation, and their common precision.
 
 Both work in float32 or wider whatever the network's precision, and stay finite for logits of any finite size.
 """
@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 or wider: losses of half-precision features overflow or lose their gradient."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy of the labels in nats, averaged over the batch.
 
@@ -18,9 +23,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.
         labels: Class indices (N,), in [0, C).
         label_smoothing: Share of the target mass spread evenly over all C classes, in [0, 1).
     """
-    return F.cross_entropy(
-        logits.float() if logits.dtype != torch.float64 else logits, labels, label_smoothing=label_smoothing
-    )
+    return F.cross_entropy(wide(logits), labels, label_smoothing=label_smoothing)
 
 
 def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -35,10 +38,8 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
         Hinton, Vinyals, Dean 2015, arXiv:1503.02531, section 2; KL instead of cross-entropy with soft targets
         (they differ by the teacher's entropy, which has no gradient).
     """
-    if student.dtype != torch.float64:
-        student, teacher = student.float(), teacher.float()
-    log_student = F.log_softmax(student / tau, dim=1)
-    log_teacher = F.log_softmax(teacher.detach() / tau, dim=1)
+    log_student = F.log_softmax(wide(student) / tau, dim=1)
+    log_teacher = F.log_softmax(wide(teacher).detach() / tau, dim=1)
     return tau**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 

@@ -64,7 +64,7 @@ class Estimate:
     """What a plan will cost.
 
     Args:
-        images: Images that students are trained on, over all runs to do.
+        images: Images that students are trained on, views included, over all runs to do.
         petaflops: Floating-point operations of it, teachers' passes included, in 1e15.
         memory_bytes: Of the largest student in training.
     """
@@ -79,8 +79,8 @@ def estimate(plan: Plan, todo: Sequence[RunSpec], registry: Registry) -> Estimat
     students, teachers = student_costs(plan, registry), teacher_flops(plan, registry)
     images, flops, largest = 0, 0, 0
     for spec in todo:
-        seen = plan.train_sizes[spec.pair] * spec.anchor.schedule.epochs
-        images += seen
-        flops += seen * (3 * students[spec.pair].flops + (teachers[spec.pair] if spec.teachers else 0))
+        passes, size = plan.passes[spec.pair, spec.method], plan.train_sizes[spec.pair]
+        images += size * passes.student
+        flops += size * (3 * passes.student * students[spec.pair].flops + passes.teacher * teachers[spec.pair])
         largest = max(largest, students[spec.pair].training_bytes(_images_at_once(spec)))
     return Estimate(images, flops / 1e15, largest)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from kdbench.backbones.base import Network
 from kdbench.losses import combine_teachers, cross_entropy, kd_loss
 from kdbench.types import Context, Deviation, Features, LossWeights, Pair, PairInfo, Source, Taps, Term
 
@@ -60,6 +63,66 @@ class LossProtocol:
 
 
 @dataclass(frozen=True)
+class View:
+    """An extra input made of every image: mirrored like the image itself, turned, and cropped anew.
+
+    Each costs a forward pass of the student and of every teacher, which the record counts. Views are mixed like the
+    images, with the same partners and share.
+
+    Args:
+        quarter_turns: Counter-clockwise turns by 90 degrees, 0..3; images must be square.
+    """
+
+    quarter_turns: int
+
+    def __post_init__(self) -> None:
+        if self.quarter_turns not in range(4):
+            raise ValueError(f"quarter_turns {self.quarter_turns}: 0, 1, 2 or 3")
+
+    def turned(self, images: Tensor) -> Tensor:
+        """Return images (N, C, S, S) turned counter-clockwise."""
+        return torch.rot90(images, self.quarter_turns, (2, 3))
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """What student and teachers say of one view of the batch; row i belongs to image i.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        student: The student's features; it sees images and views in one forward pass, so BN mixes them.
+        teachers: Each teacher's features.
+    """
+
+    images: Tensor
+    student: Features
+    teachers: tuple[Features, ...]
+
+    @property
+    def teacher(self) -> Features:
+        """The first teacher's features."""
+        return self.teachers[0]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may look at once, before its first step.
+
+    Args:
+        labels: Training labels (N,), int64; a copy, the method's own.
+        networks: The teachers as all runs share them; methods use ``teachers``.
+    """
+
+    labels: Tensor
+    networks: tuple[Network, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def teachers(self) -> tuple[Network, ...]:
+        """Copies of the frozen teacher networks in eval mode, the method's own; empty for methods without one."""
+        return copy.deepcopy(self.networks)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One batch as a method sees it. Features are float32, teachers' are constants; nothing in it may be changed.
 
@@ -73,6 +136,7 @@ class Batch:
         epoch: 0-based epoch of the phase.
         progress: Share of the phase done, in [0, 1).
         mix: Partners of the mixed images, or None.
+        views: What the networks say of each view in the method's ``views``.
     """
 
     images: Tensor
@@ -84,10 +148,11 @@ class Batch:
     epoch: int = 0
     progress: float = 0.0
     mix: Mix | None = None
+    views: tuple[Viewed, ...] = ()
 
     @property
     def teacher(self) -> Features:
-        """The first teacher's features."""
+        """The first teacher's features, which methods on features use; all teachers are in ``kd_target``."""
         return self.teachers[0]
 
     @property
@@ -135,6 +200,10 @@ class Phase:
         losses: The phase's loss; None = the method's ``losses``.
         parameters: What is trained; None = the student and the method's own parameters.
         learning_rate: Initial rate; None = the anchor's.
+        rate_factor: Factor on the initial rate as a function of the share of the phase done, in [0, 1); None = the
+            anchor's schedule, over the epochs of the phase.
+        runs_student: Whether the student runs, in train mode. If not, nothing of it changes, its features are empty
+            (0 classes), and it costs nothing: for phases that train a helper on the teacher's features.
     """
 
     name: str = "main"
@@ -142,13 +211,17 @@ class Phase:
     losses: Callable[[Batch], Losses] | None = None
     parameters: Callable[[], Iterable[nn.Parameter]] | None = None
     learning_rate: float | None = None
+    rate_factor: Callable[[float], float] | None = None
+    runs_student: bool = True
 
     def __post_init__(self) -> None:
         # The name is part of the keys of the phase's random streams.
         if not self.name.replace("_", "").isalnum():
             raise ValueError(f"phase name '{self.name}': letters, digits and '_' only")
-        if self.is_main and self.learning_rate is not None:
+        if self.is_main and (self.learning_rate is not None or self.rate_factor is not None):
             raise ValueError("the main phase has the anchor's learning rate; declare a Deviation to change it")
+        if self.is_main and not self.runs_student:
+            raise ValueError("the main phase trains the student, so it must run it")
 
     @property
     def is_main(self) -> bool:
@@ -175,8 +248,14 @@ class Method(nn.Module, Generic[O]):
     uses_teacher: ClassVar[bool] = True
     baseline: ClassVar[bool] = False  # whether leaderboards print every method's gain over this one
     taps: TapRequest = TapRequest()
+    views: tuple[View, ...] = ()  # extra inputs; each costs a forward pass of every network
 
     def __init__(self, options: O, context: Context) -> None:
+        """Make the helpers.
+
+        Raises:
+            Unsupported: If options and context do not fit, e.g. a batch of one; ``kdbench plan`` shows the reason.
+        """
         super().__init__()
         self.options = options
         self.context = context
@@ -195,8 +274,8 @@ class Method(nn.Module, Generic[O]):
         """Return the training stages in order; names are unique and exactly one has ``epochs=None``."""
         return (Phase(),)
 
-    def prepare(self, labels: Tensor) -> None:
-        """See the training labels (N,) once, before the first step of a run that starts or resumes."""
+    def prepare(self, setup: Setup) -> None:
+        """See labels and teachers once, before the first step of a run that starts or resumes."""
 
     def losses(self, batch: Batch) -> Losses:
         """Return the named terms of the loss; the trainer sums ``weight * value``."""

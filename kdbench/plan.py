@@ -11,14 +11,16 @@ from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
 from kdbench.datasets.base import Source as DatasetSource
-from kdbench.errors import ConfigError, ProblemList, unknown
+from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported, unknown
 from kdbench.method import AnyMethod, Options
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
+from kdbench.rehearsal import Passes, Rehearsal
 from kdbench.spec import LARGEST_SEED, DatasetRef, DeclaredDeviation, RunSpec
-from kdbench.types import NetworkInfo, Pair, PairInfo, StageShape
+from kdbench.types import Context, NetworkInfo, Pair, PairInfo, StageShape
 
 T = TypeVar("T")
+ALL = ("all",)
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ class Plan:
         skipped: Method and pair combinations that do not fit.
         infos: Shapes of each pair, by pair name.
         train_sizes: Training images per epoch, by pair name.
+        passes: Passes of each training image through the networks, by pair and method name.
     """
 
     runs: tuple[RunSpec, ...]
     skipped: tuple[Skipped, ...] = ()
     infos: dict[str, PairInfo] = field(default_factory=dict)
     train_sizes: dict[str, int] = field(default_factory=dict)
+    passes: dict[tuple[str, str], Passes] = field(default_factory=dict)
 
 
 class _Problems:
@@ -116,8 +120,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         raise AssertionError("an anchor that could not be loaded leaves a problem")
     runs: list[RunSpec] = []
     skipped: list[Skipped] = []
-    infos: dict[str, PairInfo] = {}
-    sizes: dict[str, int] = {}
+    plan = Plan((), infos={}, train_sizes={}, passes={})
     for pair in pairs:
         problems.messages += _teacher_misfits(anchor, pair)
         fitted = _fit(opened[pair.name], pair, registry, problems)
@@ -125,21 +128,29 @@ def make_plan(request: Request, registry: Registry) -> Plan:
             for method in methods:  # their options are looked through all the same
                 problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
-        reference, kept, infos[pair.name] = fitted
-        sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
+        reference, kept, plan.infos[pair.name] = fitted
+        size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
+        stage = _Stage(pair, plan.infos[pair.name], size, registry)
         for method in methods:
-            if reason := _unsupported(method, infos[pair.name]):
-                skipped.append(Skipped(method.name, pair.name, reason))
+            settled = problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
+            if settled is None:
+                continue
+            try:
+                plan.passes[pair.name, method.name] = stage.passes(method, anchor, *settled)
+            except (Unsupported, PluginError) as error:
+                if isinstance(error, PluginError) and request.methods != ALL:
+                    raise  # asked for by name: better now than after the others have been trained
+                skipped.append(Skipped(method.name, pair.name, str(error)))
                 continue
             cells = problems.attempt(
-                lambda m=method, p=pair, r=reference: _cells(request, registry, anchor, m, p, r, settings)  # type: ignore[misc]
+                lambda m=method, p=pair, r=reference, s=settled: _cells(request, registry, anchor, m, p, r, *s)  # type: ignore[misc]
             )
             runs += cells or ()
     problems.raise_if_any()
     if not runs:
         reasons = "; ".join(f"{s.method} on {s.pair}: {s.reason}" for s in skipped)
         raise ConfigError(f"nothing to run: {reasons}")
-    return Plan(tuple(runs), tuple(skipped), infos, sizes)
+    return replace(plan, runs=tuple(runs), skipped=tuple(skipped))
 
 
 def _fit(
@@ -208,7 +219,7 @@ def network_info(name: str, classes: int, image: StageShape, registry: Registry)
 
 
 def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _Problems) -> list[T]:
-    if tuple(names) == ("all",):
+    if tuple(names) == ALL:
         return [table[name] for name in sorted(table)]
     if not names:
         problems.messages.append(f"--{kind}: empty; give names (kdbench list {kind}s), or all")
@@ -279,6 +290,32 @@ def _settled(
     return options, deviations
 
 
+class _Stage:
+    """Where the methods of one pair are rehearsed: its networks are built once for those that are told the same."""
+
+    def __init__(self, pair: Pair, info: PairInfo, train_size: int, registry: Registry) -> None:
+        self.pair, self.info, self.train_size, self.registry = pair, info, train_size, registry
+        self._rehearsals: dict[Context, Rehearsal] = {}
+
+    def passes(
+        self, method: type[AnyMethod], anchor: Anchor, options: Options, deviations: tuple[DeclaredDeviation, ...]
+    ) -> Passes:
+        """Return what a run of the method costs on the pair, from a dry run; it raises if the method declines."""
+        if reason := _unsupported(method, self.info):
+            raise Unsupported(reason)
+        anchor = apply_deviations(anchor, deviations)
+        batch = min(anchor.data.batch_size, self.train_size)
+        info = self.info if method.uses_teacher else replace(self.info, teachers=())
+        context = Context(info, self.train_size, anchor.schedule.epochs, self.train_size // batch, batch, seed=0)
+        if context not in self._rehearsals:
+            student, teachers = self.pair.student, self.pair.teachers if method.uses_teacher else ()
+            backbones = self.registry.backbones
+            self._rehearsals[context] = Rehearsal(
+                backbones[student], tuple(backbones[name] for name in teachers), context, anchor.loss
+            )
+        return self._rehearsals[context].passes(method, options)
+
+
 def _cells(
     request: Request,
     registry: Registry,
@@ -286,9 +323,9 @@ def _cells(
     method: type[AnyMethod],
     pair: Pair,
     dataset: DatasetRef,
-    settings: Sequence[Setting],
+    options: Options,
+    deviations: tuple[DeclaredDeviation, ...],
 ) -> list[RunSpec]:
-    options, deviations = _settled(method, anchor, pair, settings)
     names = request.teacher_names if method.uses_teacher else ()
     if names and len(names) != len(pair.teachers):
         raise ConfigError(

@@ -111,6 +111,16 @@ class Features:
     pre_stages: tuple[Tensor, ...] = ()
     indices: tuple[int, ...] = ()
 
+    def rows(self, part: slice) -> Features:
+        """Return the features of some of the images."""
+        return Features(
+            self.logits[part],
+            None if self.embedding is None else self.embedding[part],
+            tuple(stage[part] for stage in self.stages),
+            tuple(stage[part] for stage in self.pre_stages),
+            self.indices,
+        )
+
     def narrow(self, taps: Taps) -> Features:
         """Return only what resolved ``taps`` ask for, in their order."""
         at = {index: place for place, index in enumerate(self.indices)}

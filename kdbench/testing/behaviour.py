@@ -65,8 +65,19 @@ def _extremes(labels: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _with_logits(batch: Batch, student: Tensor, teacher: Tensor) -> Batch:
-    teachers = tuple(replace(features, logits=teacher.clone()) for features in batch.teachers)
-    return replace(batch, student=replace(batch.student, logits=student), teachers=teachers)
+    """Return the batch with other logits, also in its views; a student that was not run has none."""
+    if not batch.student.logits.numel():
+        student = batch.student.logits
+
+    def changed(features: tuple[Features, ...]) -> tuple[Features, ...]:
+        return tuple(replace(one, logits=teacher.clone()) for one in features)
+
+    views = tuple(
+        replace(view, student=replace(view.student, logits=student), teachers=changed(view.teachers))
+        for view in batch.views
+    )
+    own = replace(batch.student, logits=student)
+    return replace(batch, student=own, teachers=changed(batch.teachers), views=views)
 
 
 @check()
@@ -102,11 +113,17 @@ def _student_side(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     if batch.mix is not None:
         yield "mix.labels", batch.mix.labels
     yield from _tensors("student", batch.student)
+    for index, view in enumerate(batch.views):
+        yield f"views[{index}].images", view.images
+        yield from _tensors(f"views[{index}].student", view.student)
 
 
 def _teacher_side(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     for index, features in enumerate(batch.teachers):
         yield from _tensors(f"teachers[{index}]", features)
+    for index, view in enumerate(batch.views):
+        for number, features in enumerate(view.teachers):
+            yield from _tensors(f"views[{index}].teachers[{number}]", features)
 
 
 def _tensors(owner: str, features: Features) -> Iterator[tuple[str, Tensor]]:

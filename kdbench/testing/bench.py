@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from kdbench import registry
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
-from kdbench.method import AnyMethod, Batch, Losses, Mix, Phase, total, trainable
+from kdbench.method import AnyMethod, Batch, Losses, Mix, Phase, Setup, Viewed, total, trainable
 from kdbench.options import apply_deviations, deviations_of
 from kdbench.seeds import stream
 from kdbench.testing.failure import CheckFailure
@@ -108,7 +108,7 @@ class Run:
         self.bench = bench
         self.student = _seeded(bench.student_backbone, "student").train()
         self.method = bench.build().train()
-        self.method.prepare(bench.labels.clone())
+        self.method.prepare(Setup(bench.labels.clone(), bench.teachers))
         self.phases: tuple[Phase, ...] = self.method.phases()
         self._optimizer: tuple[int, torch.optim.Optimizer] | None = None
 
@@ -123,19 +123,28 @@ class Run:
             partners = torch.randperm(BATCH, generator=draws)
             images, mix = torch.lerp(images[partners], images, 0.7), Mix(labels[partners], 0.7)
         epochs, epoch = self.epochs(place), place.step // STEPS
+        turned = [view.turned(images) for view in self.method.views]
         torch.manual_seed(stream(0, "dropout", place.phase, place.step))
-        taps = self.method.taps.student.resolve(self.student.stage_count)
+        student, *viewed = self._student(place, [images, *turned])
         return Batch(
             images=images,
             labels=labels,
             index=index,
-            student=self.student(images, taps),
+            student=student,
             teachers=self._teach(images),
             protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs),
             epoch=epoch,
             progress=place.step / STEPS / epochs,
             mix=mix,
+            views=tuple(Viewed(x, f, self._teach(x)) for x, f in zip(turned, viewed, strict=True)),
         )
+
+    def _student(self, place: Place, inputs: Sequence[Tensor]) -> list[Features]:
+        """Return the student's features of the images and of each view, from one forward pass."""
+        if not self.phases[place.phase].runs_student:
+            return [Features(torch.empty(BATCH, 0))] * len(inputs)
+        features = self.student(torch.cat(list(inputs)), self.method.taps.student.resolve(self.student.stage_count))
+        return [features.rows(slice(i * BATCH, (i + 1) * BATCH)) for i in range(len(inputs))]
 
     @torch.no_grad()
     def _teach(self, images: Tensor) -> tuple[Features, ...]:

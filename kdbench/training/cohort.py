@@ -13,7 +13,7 @@ from kdbench import __version__
 from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.base import Network
 from kdbench.errors import ConfigError
-from kdbench.method import AnyMethod
+from kdbench.method import AnyMethod, Setup
 from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
 from kdbench.records import EpochReport
@@ -97,7 +97,7 @@ def train_cohort(
     teachers = [_teacher(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
     entries = [
-        _start(spec, folder, data, batches, manifests, workplace, method_of(spec))
+        _start(spec, folder, data, batches, (manifests, teachers), workplace, method_of(spec))
         for spec, folder in zip(specs, folders, strict=True)
     ]
     observer = Observer(
@@ -158,11 +158,12 @@ def _start(
     folder: RunFolder,
     data: CohortData,
     batches: BatchStream,
-    manifests: Sequence[TeacherManifest],
+    taught_by: tuple[Sequence[TeacherManifest], Sequence[Network]],
     workplace: Workplace,
     method: type[AnyMethod],
 ) -> Trained:
     """Build a lane and bring it to where its last checkpoint left it."""
+    manifests, teachers = taught_by if spec.teachers else ((), ())
     registry, device, info = workplace.registry, workplace.machine.device, data.info
     anchor = apply_deviations(spec.anchor, spec.deviations)
     backbone = registry.backbones[spec.student]
@@ -178,9 +179,9 @@ def _start(
         batch_size=batches.batch_size,
         seed=spec.seed,
     )
-    lane = Lane(spec, method, student, context, device)
-    lane.prepare(data.train.labels.clone())  # the batch stream may hold the same memory
-    entry = Trained(lane, folder, data, tuple(manifests) if spec.teachers else ())
+    labels = data.train.labels.to(device, copy=True)  # a copy: the batch stream may hold the same memory
+    lane = Lane(spec, method, student, context, device, Setup(labels, tuple(teachers)))
+    entry = Trained(lane, folder, data, tuple(manifests))
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = checkpoints.newest() if lane.active else None
     if state is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdbench.config.schema import Data
 from kdbench.datasets.base import Split
-from kdbench.method import Mix
+from kdbench.method import Mix, View
 from kdbench.seeds import torch_generator
 from kdbench.training.mixing import apply_mix, plan_mixing
 
@@ -60,34 +60,61 @@ class BatchStream:
         self._rows = torch.arange(self.height, device=device)
         self._columns = torch.arange(self.width, device=device)
         self._epoch: int | str = -1
+        self._view_offsets: dict[View, Tensor] = {}
 
     def start_epoch(self, epoch: int | str) -> None:
         """Draw everything random of an epoch at once."""
         shape = (self.size,)
         order = torch.randperm(self.size, generator=torch_generator(self.seed, "order", epoch))
         draws = torch_generator(self.seed, "augment", epoch)
-        span = 2 * self.padding + 1
-        offsets = torch.randint(span, (2, *shape), generator=draws)
+        offsets = self._draw_offsets(draws)
         mirrored = torch.randint(2, shape, generator=draws).bool() & self.flips
         # Copied once an epoch: a copy in every step could make the host wait for the device.
         self._order, self._offsets, self._mirrored = (part.to(self.device) for part in (order, offsets, mirrored))
         plans = plan_mixing(self.data, self.seed, epoch, self.steps, self.batch_size, (self.height, self.width))
         self._mixes = [replace(plan, partners=plan.partners.to(self.device)) for plan in plans] if plans else None
+        self._view_offsets = {}
         self._epoch = epoch
+
+    def _draw_offsets(self, draws: torch.Generator) -> Tensor:
+        return torch.randint(2 * self.padding + 1, (2, self.size), generator=draws)
 
     def batch(self, epoch: int | str, step: int) -> Inputs:
         """Return the batch of a step of an epoch (0-based; other phases name theirs)."""
         if epoch != self._epoch:
             self.start_epoch(epoch)
-        at = self._order[step * self.batch_size : (step + 1) * self.batch_size].clone()
-        rows = self._offsets[0, at, None] + self._rows
-        columns = torch.where(self._mirrored[at, None], self._columns.flip(0), self._columns)
-        columns = columns + self._offsets[1, at, None]
-        # Advanced indices around the channel axis put it last: (N, H, W, C).
-        window = self.images[at[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        images = window.permute(0, 3, 1, 2).float().div_(255)
+        at = self._rows_of(step)
+        images = self._crop(self.images, at, at, self._offsets, self._mirrored)
         labels = self.labels[at]
         if self._mixes is None:
             return Inputs(images, labels, at, None)
         mixed, mix = apply_mix(self._mixes[step], images, labels)
         return Inputs(mixed, labels, at, mix)
+
+    def view(self, view: View, epoch: int | str, step: int) -> Tensor:
+        """Return one view (N, C, H, W) of a step's images: mirrored as they are, turned, cropped anew, mixed alike."""
+        if epoch != self._epoch:
+            self.start_epoch(epoch)
+        if view not in self._view_offsets:
+            draws = torch_generator(self.seed, "augment", epoch, f"turned{view.quarter_turns}")
+            self._view_offsets[view] = self._draw_offsets(draws).to(self.device)
+        at = self._rows_of(step)
+        padded = self.images[at]
+        padded = torch.where(self._mirrored[at, None, None, None], padded.flip(3), padded)
+        rows = torch.arange(len(at), device=self.device)
+        images = self._crop(view.turned(padded), at, rows, self._view_offsets[view], None)
+        return images if self._mixes is None else apply_mix(self._mixes[step], images, self.labels[at])[0]
+
+    def _rows_of(self, step: int) -> Tensor:
+        return self._order[step * self.batch_size : (step + 1) * self.batch_size].clone()
+
+    def _crop(self, padded: Tensor, at: Tensor, rows: Tensor, offsets: Tensor, mirrored: Tensor | None) -> Tensor:
+        """Return the windows (N, C, H, W) in [0, 1] of images ``at``, which are the ``rows`` of ``padded``."""
+        down = offsets[0, at, None] + self._rows
+        columns = self._columns.expand(len(at), -1)
+        if mirrored is not None:
+            columns = torch.where(mirrored[at, None], self._columns.flip(0), columns)
+        across = columns + offsets[1, at, None]
+        # Advanced indices around the channel axis put it last: (N, H, W, C).
+        window = padded[rows[:, None, None], :, down[:, :, None], across[:, None, :]]
+        return window.permute(0, 3, 1, 2).float().div_(255)

@@ -14,7 +14,20 @@ from torch import Tensor, nn
 from kdbench.backbones.base import Network
 from kdbench.datasets.base import Split
 from kdbench.evaluation import evaluate
-from kdbench.method import AnyMethod, Batch, Mix, Options, Phase, Supervised, checked_phases, total, trainable
+from kdbench.method import (
+    AnyMethod,
+    Batch,
+    Method,
+    Mix,
+    Options,
+    Phase,
+    Setup,
+    Supervised,
+    Viewed,
+    checked_phases,
+    total,
+    trainable,
+)
 from kdbench.options import apply_deviations
 from kdbench.records import EpochReport
 from kdbench.seeds import stream
@@ -22,7 +35,7 @@ from kdbench.spec import RunSpec
 from kdbench.training.inputs import Inputs
 from kdbench.training.optimizer import make_optimizer
 from kdbench.training.precision import autocast, in_float32, loss_scaler
-from kdbench.training.schedule import learning_rate, loss_protocol
+from kdbench.training.schedule import loss_protocol, phase_rate
 from kdbench.types import Context, Features
 
 State = dict[str, Any]
@@ -39,6 +52,14 @@ class Position:
     def as_tuple(self) -> tuple[int, int, int]:
         """Return (phase, epoch, step)."""
         return self.phase, self.epoch, self.step
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """One view of a batch before the student: its images, and what the teachers say of them."""
+
+    images: Tensor
+    teachers: tuple[Features, ...]
 
 
 @dataclass
@@ -79,10 +100,17 @@ class Lane:
         student: The student network with its initial weights, on the device.
         context: What the method may know.
         device: Where to train.
+        setup: What the method may look at before its first step.
     """
 
     def __init__(
-        self, spec: RunSpec, method_type: type[AnyMethod], student: Network, context: Context, device: torch.device
+        self,
+        spec: RunSpec,
+        method_type: type[AnyMethod],
+        student: Network,
+        context: Context,
+        device: torch.device,
+        setup: Setup,
     ) -> None:
         self.spec, self.device, self.context = spec, device, context
         self.anchor = apply_deviations(spec.anchor, spec.deviations)
@@ -98,15 +126,18 @@ class Lane:
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream(spec.seed, "method"))
-                self._adopt(method_type(method_type.options_type.model_validate(spec.options), context))
+                self._adopt(method_type(method_type.options_type.model_validate(spec.options), context), setup)
         except Exception as error:  # a plugin's fault ends its own lane, even this early
             self.fail(error, "its set-up")
-            self._adopt(
-                Supervised(Options(), context)
-            )  # never trained: it completes the lane, so that it can be recorded
+            # Never trained: it completes the lane, so that it can be recorded.
+            self._adopt(Supervised(Options(), context), setup)
 
-    def _adopt(self, method: AnyMethod) -> None:
+    def _adopt(self, method: AnyMethod, setup: Setup) -> None:
         self.method = method.to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            # What it draws there depends on the seed alone.
+            torch.manual_seed(stream(self.spec.seed, "method", "prepare"))
+            method.prepare(setup)
         self.phases = checked_phases(self.method)
         self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
         wanted = self.method.taps.teachers
@@ -115,15 +146,6 @@ class Lane:
         self.position = Position()
         self._skip_empty_phases()
         self.optimizer = self._new_optimizer()
-
-    def prepare(self, labels: Tensor) -> None:
-        """Show the method the training labels (N,); what it draws depends on the seed alone."""
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(stream(self.spec.seed, "method", "prepare"))
-                self.method.prepare(labels)
-        except Exception as error:
-            self.fail(error, "prepare")
 
     def fail(self, error: Exception, where: str = "") -> None:
         """End the lane for a fault of its method, by default in the running epoch."""
@@ -159,8 +181,8 @@ class Lane:
 
     def rate(self) -> float:
         """Return the learning rate of the running epoch."""
-        base = self.phase.learning_rate or self.anchor.learning_rate_of(self.spec.student)
-        return learning_rate(self.anchor.schedule, base, self.position.epoch, self.epochs)
+        base = self.anchor.learning_rate_of(self.spec.student)
+        return phase_rate(self.anchor.schedule, self.phase, base, self.position.epoch, self.epochs)
 
     def start_epoch(self) -> None:
         """Set the epoch's learning rate and train mode; needed after a resume as well."""
@@ -215,8 +237,8 @@ class Lane:
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    def step(self, inputs: Inputs, teachers: Sequence[Features]) -> None:
-        """Do one optimizer step on a batch; teachers' features are those of the whole batch."""
+    def step(self, inputs: Inputs, teachers: Sequence[Features], views: Sequence[Glimpse] = ()) -> None:
+        """Do one optimizer step on a batch; teachers' features and views are those of the whole batch."""
         started = time.perf_counter()
         # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
         torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
@@ -226,7 +248,7 @@ class Lane:
         self.optimizer.zero_grad(set_to_none=True)
         batches = []
         for start in range(0, count, size):
-            batch = self._forward(inputs, teachers, slice(start, min(start + size, count)), whole=chunks == 1)
+            batch = self._forward(inputs, teachers, views, slice(start, min(start + size, count)), whole=chunks == 1)
             self._backward(batch, share=len(batch.labels) / count)
             batches.append(batch)
         self._update()
@@ -236,7 +258,7 @@ class Lane:
         self.position.step += 1
         self.meters.images += count
         self.counters.images += count
-        self.counters.student_forwards += count
+        self.counters.student_forwards += count * (1 + len(views)) if self.phase.runs_student else 0
         self.spend(time.perf_counter() - started)
 
     def spend(self, seconds: float) -> None:
@@ -244,26 +266,47 @@ class Lane:
         self.meters.seconds += seconds
         self.counters.train_seconds += seconds
 
-    def _forward(self, inputs: Inputs, teachers: Sequence[Features], part: slice, *, whole: bool) -> Batch:
+    def _forward(
+        self,
+        inputs: Inputs,
+        teachers: Sequence[Features],
+        views: Sequence[Glimpse],
+        part: slice,
+        *,
+        whole: bool,
+    ) -> Batch:
         images, mix = inputs.images, inputs.mix
         if not whole:
             images = images[part]
             mix = Mix(mix.labels[part], mix.share) if mix else None
-            teachers = [_rows(features, part) for features in teachers]
-        with autocast(self.anchor.step.precision, self.device):
-            features = self.student(images, self.student_taps)
+            teachers = [features.rows(part) for features in teachers]
+            views = [Glimpse(v.images[part], tuple(f.rows(part) for f in v.teachers)) for v in views]
+        student, *turned = self._student(images, [view.images for view in views])
         epoch, epochs = self.position.epoch, self.epochs
         return Batch(
             images=images,
             labels=inputs.labels[part],
             index=inputs.index[part],
-            student=in_float32(features),
+            student=student,
             teachers=tuple(teachers),
             protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs),
             epoch=epoch,
             progress=(epoch + self.position.step / self.context.steps_per_epoch) / epochs,
             mix=mix,
+            views=tuple(Viewed(v.images, f, v.teachers) for v, f in zip(views, turned, strict=True)),
         )
+
+    def _student(self, images: Tensor, views: Sequence[Tensor]) -> list[Features]:
+        """Return the student's features of the images and of each view, from one forward pass."""
+        if not self.phase.runs_student:
+            return [Features(images.new_empty(len(images), 0))] * (1 + len(views))
+        with autocast(self.anchor.step.precision, self.device):
+            features = self.student(torch.cat([images, *views]) if views else images, self.student_taps)
+        features = in_float32(features)
+        if not views:
+            return [features]
+        count = len(images)
+        return [features.rows(slice(i * count, (i + 1) * count)) for i in range(1 + len(views))]
 
     def _backward(self, batch: Batch, *, share: float) -> None:
         losses = (self.phase.losses or self.method.losses)(batch)
@@ -273,7 +316,8 @@ class Lane:
         for name, term in losses.items():
             self.meters.add(name, term.value, count)
         self.meters.add("total", loss, count)
-        if batch.mix is None:
+        # Where something else than the student is deployed, the student's own logits say nothing of it.
+        if batch.mix is None and self.phase.runs_student and type(self.method).deploy is Method.deploy:
             self.meters.add("correct", (batch.student.logits.argmax(1) == batch.labels).sum())
 
     def _update(self) -> None:
@@ -345,13 +389,3 @@ class Lane:
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
         self.diverged = state["diverged"]
-
-
-def _rows(features: Features, part: slice) -> Features:
-    return Features(
-        features.logits[part],
-        None if features.embedding is None else features.embedding[part],
-        tuple(stage[part] for stage in features.stages),
-        tuple(stage[part] for stage in features.pre_stages),
-        features.indices,
-    )

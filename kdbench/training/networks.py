@@ -73,6 +73,10 @@ class TeacherPass:
         self.teachers, self.taps = tuple(teachers), tuple(taps)
         self.precision, self.device = precision, device
 
+    def of(self, taps: Sequence[Taps]) -> TeacherPass:
+        """Return a pass of the same teachers that keeps other taps."""
+        return TeacherPass(self.teachers, taps, self.precision, self.device)
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Features, ...]:
         """Return each teacher's features of images (N, C, H, W) in [0, 1]."""

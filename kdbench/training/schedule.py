@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from kdbench.config.schema import Anchor, Loss, Schedule
-from kdbench.method import AnyMethod, LossProtocol
+from kdbench.method import AnyMethod, LossProtocol, Phase
 
 
 def learning_rate(schedule: Schedule, base: float, epoch: int, epochs: int | None = None) -> float:
@@ -27,6 +27,22 @@ def learning_rate(schedule: Schedule, base: float, epoch: int, epochs: int | Non
     if schedule.name == "step":
         return base * float(schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones))
     return base
+
+
+def phase_rate(schedule: Schedule, phase: Phase, base: float, epoch: int, epochs: int) -> float:
+    """Return the learning rate of a phase's 0-based epoch: its own course, or the anchor's over the phase's epochs.
+
+    Args:
+        schedule: The anchor's schedule.
+        phase: The phase.
+        base: The anchor's initial rate for the student.
+        epoch: 0-based epoch.
+        epochs: Length of the phase.
+    """
+    first = base if phase.learning_rate is None else phase.learning_rate
+    if phase.rate_factor is not None:
+        return first * phase.rate_factor(epoch / epochs)
+    return learning_rate(schedule, first, epoch, epochs)
 
 
 def temperature(loss: Loss, epoch: int, epochs: int) -> float:

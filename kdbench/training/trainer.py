@@ -15,9 +15,10 @@ from kdbench.backbones.base import Network
 from kdbench.datasets.base import Split
 from kdbench.errors import KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
+from kdbench.method import View
 from kdbench.records import EpochReport
 from kdbench.training.inputs import BatchStream, Inputs
-from kdbench.training.lane import Lane
+from kdbench.training.lane import Glimpse, Lane
 from kdbench.training.networks import TeacherPass
 from kdbench.types import Features
 
@@ -144,7 +145,7 @@ class Trainer:
         inputs, features = self._shared(group, teach, step)
         for lane in group:
             marks = _versions(inputs, features)
-            self._step_lane(lane, inputs, features if lane.method.uses_teacher else ())
+            self._step_lane(lane, inputs, features if lane.method.uses_teacher else (), teach)
             if _versions(inputs, features) != marks:
                 lane.fail(PluginError("it changed its batch in place; the tensors are shared, copy before changing"))
                 inputs, features = self._shared(group, teach, step)  # the lanes after it must not see that
@@ -165,16 +166,28 @@ class Trainer:
             lane.counters.teacher_forwards += len(inputs.labels) * len(features) / len(taught)
         return inputs, features
 
-    def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features]) -> None:
+    def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features], teach: TeacherPass | None) -> None:
         try:
+            views = [self._glimpse(lane, view, teach) for view in lane.method.views]
             # A lane that is not taught has no features to narrow.
-            lane.step(inputs, [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)])
+            lane.step(inputs, [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)], views)
         except DEVICE_FAULTS as error:
             if len(self.lanes) > 1:
                 raise  # nobody's fault alone: the driver tries each run in a worker of its own
             lane.fail(error)
         except Exception as error:  # a plugin's fault ends its own lane; the others go on
             lane.fail(error)
+
+    def _glimpse(self, lane: Lane, view: View, teach: TeacherPass | None) -> Glimpse:
+        """Return a view of the lane's batch; made for this lane alone, so it bears the whole cost."""
+        started = time.perf_counter()
+        images = self.batches.view(view, lane.stream_key, lane.position.step)
+        features: tuple[Features, ...] = ()
+        if teach and lane.method.uses_teacher:
+            features = teach.of(lane.teacher_taps)(images)
+            lane.counters.teacher_forwards += len(images) * len(features)
+        lane.spend(time.perf_counter() - started)
+        return Glimpse(images, features)
 
     def _end_epoch(self, lane: Lane) -> None:
         try:

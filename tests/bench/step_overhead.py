@@ -8,66 +8,28 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from workbench import network, random_split, seconds, trainer_step
 
 from kdbench.backbones.base import Network
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import Split
 from kdbench.registry import Registry, load
-from kdbench.spec import DatasetRef, PluginRef, RunSpec
-from kdbench.training.inputs import BatchStream
-from kdbench.training.lane import Lane
-from kdbench.training.networks import TeacherPass
-from kdbench.types import Context, PairInfo, StageShape, Taps
+from kdbench.types import Pair
 
-CPU = torch.device("cpu")
-PAIRS = {"res20_res8": ("resnet20", "resnet8"), "res32x4_res8x4": ("resnet32x4", "resnet8x4")}
+PAIRS = ("res20_res8", "res32x4_res8x4")
 TARGET = 1.05
 ROUNDS, STEPS = 7, 4
 
 
-def network(registry: Registry, name: str) -> Network:
-    torch.manual_seed(0)
-    built = registry.backbones[name].build(100, 3)
-    built.set_normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-    built.place(CPU, channels_last=True)
-    return built
-
-
-def ours(registry: Registry, anchor: Anchor, pair: str, split: Split, teacher: Network) -> Callable[[int], None]:
-    """Return a function that does one step of the trainer."""
-    teacher_name, student_name = PAIRS[pair]
-    image = StageShape((3, 32, 32))
-    infos = [registry.backbones[name].info(100, image) for name in (student_name, teacher_name)]
-    batches = BatchStream(split, anchor.data, 0, CPU, mirror=True)
-    context = Context(PairInfo(pair, infos[0], (infos[1],), image), len(split), 240, batches.steps, 128, 0)
-    method = next(m for m in registry.methods.values() if m.baseline and m.uses_teacher)
-    spec = RunSpec(
-        method=method.name, method_version=1, plugin=PluginRef(distribution="kdbench", version="0"), options={},
-        pair=pair, student=student_name, teachers=(teacher_name,),
-        dataset=DatasetRef(name="bench", slug="bench", fingerprint="0"), anchor=anchor, seed=0,
-    )  # fmt: skip
-    lane = Lane(spec, method, network(registry, student_name), context, CPU)
-    teach = TeacherPass([teacher], [Taps()], anchor.step.precision, CPU)
-    lane.start_epoch()
-    batches.start_epoch(0)
-
-    def step(index: int) -> None:
-        inputs = batches.batch(0, index)
-        lane.step(inputs, teach(inputs.images))
-
-    return step
-
-
-def bare(registry: Registry, anchor: Anchor, pair: str, split: Split, teacher: Network) -> Callable[[int], None]:
+def bare(registry: Registry, anchor: Anchor, pair: Pair, split: Split, teacher: Network) -> Callable[[int], None]:
     """Return one step of a loop that anybody would write, with the same augmentation, loss and optimizer."""
-    student = network(registry, PAIRS[pair][1]).train()
+    student = network(registry, pair.student).train()
     config, loss = anchor.optimizer, anchor.loss
     optimizer = torch.optim.SGD(
         student.parameters(), lr=config.lr, momentum=config.momentum, nesterov=config.nesterov,
@@ -108,31 +70,29 @@ def bare(registry: Registry, anchor: Anchor, pair: str, split: Split, teacher: N
     return step
 
 
-def seconds(step: Callable[[int], None]) -> float:
-    started = time.perf_counter()
-    for index in range(STEPS):
-        step(index)
-    return (time.perf_counter() - started) / STEPS
-
-
 def main() -> None:
     registry = load()
     anchor = load_anchor("fair_baseline", registry.anchors.as_mapping())
-    split = Split(torch.randint(0, 256, (2560, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 100, (2560,)))
+    split = random_split(2560)
+    method = next(m for m in registry.methods.values() if m.baseline and m.uses_teacher)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch 128, {anchor.step.precision}")
     good = True
-    for pair, (teacher_name, _) in PAIRS.items():
-        teacher = network(registry, teacher_name).eval()
-        steps = [make(registry, anchor, pair, split, teacher) for make in (ours, bare)]
+    for name in PAIRS:
+        pair = registry.pairs[name]
+        teacher = network(registry, pair.teachers[0]).eval().requires_grad_(requires_grad=False)
+        steps = [
+            trainer_step(registry, anchor, pair, split, teacher, method),
+            bare(registry, anchor, pair, split, teacher),
+        ]
         for step in steps:
-            seconds(step)
-        rounds = [[seconds(step) for step in steps] for _ in range(ROUNDS)]
+            seconds(step, STEPS)
+        rounds = [[seconds(step, STEPS) for step in steps] for _ in range(ROUNDS)]
         ours_s, bare_s = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(a / b for a, b in rounds)
         good &= ratio <= TARGET
         verdict = "pass" if ratio <= TARGET else "FAIL"
         print(
-            f"{pair}: trainer {1000 * ours_s:.1f} ms, bare loop {1000 * bare_s:.1f} ms, median of {ROUNDS} paired "
+            f"{name}: trainer {1000 * ours_s:.1f} ms, bare loop {1000 * bare_s:.1f} ms, median of {ROUNDS} paired "
             f"ratios {ratio:.3f} (target <= {TARGET}): {verdict}"
         )
     sys.exit(not good)

@@ -38,8 +38,8 @@ class Sound(kdbench.Method[Weights]):
         self.register_buffer("unset", torch.full((3,), torch.nan))
         self.register_buffer("frequency", torch.zeros(context.student.classes), persistent=False)
 
-    def prepare(self, labels: Tensor) -> None:
-        self.frequency.copy_(labels.bincount(minlength=len(self.frequency)) / len(labels))
+    def prepare(self, setup: kdbench.Setup) -> None:
+        self.frequency.copy_(setup.labels.bincount(minlength=len(self.frequency)) / len(setup.labels))
 
     def phases(self) -> tuple[kdbench.Phase, ...]:
         head = kdbench.Phase("head", epochs=1, losses=self.head_losses, parameters=self.project.parameters)

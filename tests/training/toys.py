@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.backbones.base import Backbone, Network
 from kdbench.hooks import hookimpl
-from kdbench.method import AnyMethod, Batch, Losses, Method, Options, Phase, TapRequest
+from kdbench.method import AnyMethod, Batch, Losses, Method, Options, Phase, Setup, TapRequest
 from kdbench.types import Context, Deviation, Source, Taps, Term
 
 SOURCE = Source("A toy", 2020, "https://example.org")
@@ -35,9 +35,9 @@ class Bank(Method[BankOptions]):
         self.register_buffer("bank", F.normalize(torch.randn(context.train_size, wide), dim=1))
         self.register_buffer("table", torch.zeros(BANK, dtype=torch.int64))
 
-    def prepare(self, labels: Tensor) -> None:
+    def prepare(self, setup: Setup) -> None:
         # Drawn from the global generator, as a third party will: the trainer must have seeded it.
-        self.table.copy_(torch.randint(len(labels), (BANK,)))
+        self.table.copy_(torch.randint(len(setup.labels), (BANK,)))
 
     def phases(self) -> tuple[Phase, ...]:
         init = Phase("init", self.options.init_epochs, self._init, self.helper.parameters, learning_rate=0.02)
@@ -88,7 +88,7 @@ class Bad(Method[BadOptions]):
         if self.options.where == here:
             raise ValueError(f"toy fails in {here}")
 
-    def prepare(self, labels: Tensor) -> None:  # noqa: ARG002
+    def prepare(self, setup: Setup) -> None:  # noqa: ARG002
         self._raise("prepare")
 
     def losses(self, batch: Batch) -> Losses:
@@ -113,7 +113,7 @@ class Bad(Method[BadOptions]):
 
 
 class VandalOptions(Options):
-    what: str = Field("", description="what it changes: images, labels, teacher logits, prepared labels")
+    what: str = Field("", description="what it changes: images, labels, teacher logits, prepared labels or teachers")
 
 
 class Vandal(Method[VandalOptions]):
@@ -121,9 +121,13 @@ class Vandal(Method[VandalOptions]):
 
     name, source, options_type = "toy_vandal", SOURCE, VandalOptions
 
-    def prepare(self, labels: Tensor) -> None:
+    def prepare(self, setup: Setup) -> None:
         if self.options.what == "prepared labels":
-            labels.zero_()
+            setup.labels.zero_()
+        if self.options.what == "prepared teachers":
+            for parameter in setup.teachers[0].parameters():
+                parameter.zero_()
+            setup.teachers[0].train()
 
     def losses(self, batch: Batch) -> Losses:
         shared = {"images": batch.images, "labels": batch.labels, "teacher logits": batch.teacher.logits}
