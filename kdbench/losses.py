@@ -39,7 +39,7 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
         (they differ by the teacher's entropy, which has no gradient).
     """
     log_student = F.log_softmax(wide(student) / tau, dim=1)
-    log_teacher = F.log_softmax(wide(teacher).detach() / tau, dim=1)
+    log_teacher = F.log_softmax(teacher.detach().to(log_student.dtype) / tau, dim=1)
     return tau**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 

@@ -5,6 +5,7 @@ Stage 0 is a network's stem. "Behind the stem" are stages 1 and deeper, the maps
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,6 +46,9 @@ def unpaired(pair: PairInfo) -> str | None:
             f"stages are compared one by one, and {student.name} has {ours} behind its stem, {teacher.name} has "
             f"{theirs}"
         )
+    # Taps of teachers hold for all of them, although only the first one's maps are used.
+    if short := next((other for other in pair.teachers[1:] if len(other.stages) <= theirs), None):
+        return f"the stages of {teacher.name} are asked of every teacher, and {short.name} has fewer"
     return None
 
 
@@ -53,17 +57,41 @@ def paired_shapes(pair: PairInfo) -> list[tuple[StageShape, StageShape]]:
     return list(zip(pair.student.stages[1:], pair.teachers[0].stages[1:], strict=True))
 
 
+def pointlike(pair: PairInfo) -> str | None:
+    """Return why paired maps have no positions to compare, all being 1x1 at the smaller size, or None."""
+    sizes = [(min(s.height, t.height), min(s.width, t.width)) for s, t in paired_shapes(pair)]
+    if any(size != (1, 1) for size in sizes):
+        return None
+    return "positions of maps are compared, and at the smaller size of each stage all maps are 1x1"
+
+
 def pool_to(maps: Tensor, side: int) -> Tensor:
     """Return maps (N,C,H,W) averaged over ``side`` x ``side`` cells, which overlap where H is no multiple of it."""
-    return F.adaptive_avg_pool2d(maps, (side, side))
+    return _pooled(maps, side, side)
 
 
 def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both maps (N,C,H,W) at the smaller of their heights; maps are taken as square."""
-    ours, theirs = student.shape[2], teacher.shape[2]
-    if ours > theirs:
-        return pool_to(student, theirs), teacher
-    return (student, pool_to(teacher, ours)) if ours < theirs else (student, teacher)
+    """Return both maps (N,C,H,W), averaged to the smaller of their heights and widths."""
+    height, width = (min(student.shape[axis], teacher.shape[axis]) for axis in (2, 3))
+    return _pooled(student, height, width), _pooled(teacher, height, width)
+
+
+def _pooled(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return what adaptive average pooling does, whose own backward pass on CUDA is not deterministic."""
+    rows, columns = maps.shape[2:]
+    if (rows, columns) == (height, width):
+        return maps
+    if rows % height == 0 and columns % width == 0:
+        return F.avg_pool2d(maps, (rows // height, columns // width))
+    return _cells(rows, height, maps) @ maps @ _cells(columns, width, maps).T
+
+
+def _cells(length: int, count: int, like: Tensor) -> Tensor:
+    """Return the matrix (count, length) that averages positions over cells: floor(i L / n) .. ceil((i+1) L / n) - 1."""
+    cell = torch.arange(count, device=like.device)[:, None]
+    position = torch.arange(length, device=like.device)
+    inside = (position >= cell * length // count) & (position < ((cell + 1) * length + count - 1) // count)
+    return inside.to(like.dtype) / inside.sum(1, keepdim=True)
 
 
 class Connector(nn.Module):
@@ -75,11 +103,12 @@ class Connector(nn.Module):
         relu: Whether the output passes a ReLU.
 
     Raises:
-        ValueError: If the teacher's map is larger, but not exactly twice as high (see :func:`unconnectable`).
+        ValueError: If the teacher's map is larger, but not twice as high and wide (see :func:`unconnectable`).
 
     Source:
         RepDistiller@b84f547, models/util.py (ConvReg): 3x3 stride 2 where the student's map is twice as high, a
         transposed 4x4 stride 2 where it is half as high, else a valid convolution that leaves the teacher's size.
+        The reference looks at heights only; here widths count, too, which is the same for square maps.
     """
 
     def __init__(self, student: StageShape, teacher: StageShape, *, relu: bool) -> None:
@@ -88,9 +117,9 @@ class Connector(nn.Module):
             raise ValueError(reason)
         inputs, outputs = student.channels, teacher.channels
         self.conv: nn.Conv2d | nn.ConvTranspose2d
-        if student.height == 2 * teacher.height:
+        if _twice(student, teacher):
             self.conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        elif 2 * student.height == teacher.height:
+        elif _twice(teacher, student):
             self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
         else:
             kernel = (1 + student.height - teacher.height, 1 + student.width - teacher.width)
@@ -106,9 +135,15 @@ class Connector(nn.Module):
 
 def unconnectable(student: StageShape, teacher: StageShape) -> str | None:
     """Return why :class:`Connector` cannot map one shape to the other, or None."""
-    if student.height < teacher.height and 2 * student.height != teacher.height:
-        return (
-            f"the student's map {student} is smaller than the teacher's {teacher}, and not half its height: there is "
-            "no connector for that"
-        )
-    return None
+    covers = student.height >= teacher.height and student.width >= teacher.width
+    if covers or _twice(teacher, student):
+        return None
+    return (
+        f"the student's map {student} is smaller than the teacher's {teacher}, and not half its height and width: "
+        "there is no connector for that"
+    )
+
+
+def _twice(one: StageShape, other: StageShape) -> bool:
+    """Return whether a map is exactly twice as high and wide as another."""
+    return (one.height, one.width) == (2 * other.height, 2 * other.width)

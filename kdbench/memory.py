@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from kdbench.backbones.base import Backbone
 from kdbench.backbones.cost import NetworkCost, cost_of
 from kdbench.plan import Plan
 from kdbench.registry import Registry
 from kdbench.spec import RunSpec
+from kdbench.types import StageShape
 
 
 def student_costs(plan: Plan, registry: Registry) -> dict[str, NetworkCost]:
     """Return the cost of each pair's student, by pair name, counted on the meta device."""
-    costs = {}
-    for name, info in plan.infos.items():
-        with torch.device("meta"):
-            network = registry.backbones[info.student.name].build(info.student.classes, info.image.channels)
-        costs[name] = cost_of(network, info.image)
-    return costs
+    return {
+        name: _cost(registry.backbones[info.student.name], info.student.classes, info.image)
+        for name, info in plan.infos.items()
+    }
 
 
 def teacher_flops(plan: Plan, registry: Registry) -> dict[str, int]:
     """Return the forward FLOPs per image of each pair's teachers together, by pair name."""
-    flops = {}
-    for name, info in plan.infos.items():
-        flops[name] = 0
-        for teacher in info.teachers:
-            with torch.device("meta"):
-                network = registry.backbones[teacher.name].build(teacher.classes, info.image.channels)
-            flops[name] += cost_of(network, info.image).flops
-    return flops
+    return {
+        name: sum(_cost(registry.backbones[t.name], t.classes, info.image).flops for t in info.teachers)
+        for name, info in plan.infos.items()
+    }
+
+
+@cache
+def _cost(backbone: Backbone, classes: int, image: StageShape) -> NetworkCost:
+    with torch.device("meta"):
+        network = backbone.build(classes, image.channels)
+    return cost_of(network, image)
 
 
 def too_large(plan: Plan, registry: Registry, available: int) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from kdbench.backbones.base import Backbone
 from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
@@ -15,7 +17,7 @@ from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported, u
 from kdbench.method import AnyMethod, Options
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
-from kdbench.rehearsal import Passes, Rehearsal
+from kdbench.rehearsal import Extras, Passes, Rehearsal
 from kdbench.spec import LARGEST_SEED, DatasetRef, DeclaredDeviation, RunSpec
 from kdbench.types import Context, NetworkInfo, Pair, PairInfo, StageShape
 
@@ -118,9 +120,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     if anchor is None:
         problems.raise_if_any()
         raise AssertionError("an anchor that could not be loaded leaves a problem")
-    runs: list[RunSpec] = []
-    skipped: list[Skipped] = []
-    plan = Plan((), infos={}, train_sizes={}, passes={})
+    plan, extras = Plan((), infos={}, train_sizes={}, passes={}), Extras("meta")
     for pair in pairs:
         problems.messages += _teacher_misfits(anchor, pair)
         fitted = _fit(opened[pair.name], pair, registry, problems)
@@ -130,27 +130,41 @@ def make_plan(request: Request, registry: Registry) -> Plan:
             continue
         reference, kept, plan.infos[pair.name] = fitted
         size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
-        stage = _Stage(pair, plan.infos[pair.name], size, registry)
+        stage = _Stage(pair, plan.infos[pair.name], size, registry, extras)
         for method in methods:
-            settled = problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
-            if settled is None:
-                continue
-            try:
-                plan.passes[pair.name, method.name] = stage.passes(method, anchor, *settled)
-            except (Unsupported, PluginError) as error:
-                if isinstance(error, PluginError) and request.methods != ALL:
-                    raise  # asked for by name: better now than after the others have been trained
-                skipped.append(Skipped(method.name, pair.name, str(error)))
-                continue
-            cells = problems.attempt(
-                lambda m=method, p=pair, r=reference, s=settled: _cells(request, registry, anchor, m, p, r, *s)  # type: ignore[misc]
+            found = problems.attempt(
+                lambda m=method, r=reference, s=stage: _cell(request, registry, anchor, m, s, r, settings)  # type: ignore[misc]
             )
-            runs += cells or ()
+            if isinstance(found, Skipped):
+                plan = replace(plan, skipped=(*plan.skipped, found))
+            elif found:
+                specs, plan.passes[pair.name, method.name] = found
+                plan = replace(plan, runs=(*plan.runs, *specs))
     problems.raise_if_any()
-    if not runs:
-        reasons = "; ".join(f"{s.method} on {s.pair}: {s.reason}" for s in skipped)
+    if not plan.runs:
+        reasons = "; ".join(f"{s.method} on {s.pair}: {s.reason}" for s in plan.skipped)
         raise ConfigError(f"nothing to run: {reasons}")
-    return replace(plan, runs=tuple(runs), skipped=tuple(skipped))
+    return plan
+
+
+def _cell(
+    request: Request,
+    registry: Registry,
+    anchor: Anchor,
+    method: type[AnyMethod],
+    stage: _Stage,
+    dataset: DatasetRef,
+    settings: Sequence[Setting],
+) -> tuple[list[RunSpec], Passes] | Skipped:
+    """Return the runs of a method on a pair with what each costs, or why there are none."""
+    options, deviations = _settled(method, anchor, stage.pair, settings)
+    try:
+        passes = stage.passes(method, anchor, options, deviations)
+    except (Unsupported, PluginError) as error:
+        if isinstance(error, PluginError) and request.methods != ALL:
+            raise  # asked for by name: better now than after the others have been trained
+        return Skipped(method.name, stage.pair.name, str(error))
+    return _runs(request, registry, anchor, method, stage.pair, dataset, options, deviations), passes
 
 
 def _fit(
@@ -215,7 +229,12 @@ def pair_info(pair: Pair, data: DatasetInfo, registry: Registry) -> PairInfo:
 
 def network_info(name: str, classes: int, image: StageShape, registry: Registry) -> NetworkInfo:
     """Return the shapes of one backbone."""
-    return registry.backbones[name].info(classes, image)
+    return _info(registry.backbones[name], classes, image)
+
+
+@cache
+def _info(backbone: Backbone, classes: int, image: StageShape) -> NetworkInfo:
+    return backbone.info(classes, image)
 
 
 def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _Problems) -> list[T]:
@@ -291,11 +310,11 @@ def _settled(
 
 
 class _Stage:
-    """Where the methods of one pair are rehearsed: its networks are built once for those that are told the same."""
+    """Where the methods of one pair are rehearsed."""
 
-    def __init__(self, pair: Pair, info: PairInfo, train_size: int, registry: Registry) -> None:
-        self.pair, self.info, self.train_size, self.registry = pair, info, train_size, registry
-        self._rehearsals: dict[Context, Rehearsal] = {}
+    def __init__(self, pair: Pair, info: PairInfo, train_size: int, registry: Registry, extras: Extras) -> None:
+        self.pair, self.info, self.train_size = pair, info, train_size
+        self.backbones, self.extras = registry.backbones, extras
 
     def passes(
         self, method: type[AnyMethod], anchor: Anchor, options: Options, deviations: tuple[DeclaredDeviation, ...]
@@ -306,17 +325,14 @@ class _Stage:
         anchor = apply_deviations(anchor, deviations)
         batch = min(anchor.data.batch_size, self.train_size)
         info = self.info if method.uses_teacher else replace(self.info, teachers=())
-        context = Context(info, self.train_size, anchor.schedule.epochs, self.train_size // batch, batch, seed=0)
-        if context not in self._rehearsals:
-            student, teachers = self.pair.student, self.pair.teachers if method.uses_teacher else ()
-            backbones = self.registry.backbones
-            self._rehearsals[context] = Rehearsal(
-                backbones[student], tuple(backbones[name] for name in teachers), context, anchor.loss
-            )
-        return self._rehearsals[context].passes(method, options)
+        steps, together = self.train_size // batch, max(1, batch // anchor.step.accumulate)
+        context = Context(info, self.train_size, anchor.schedule.epochs, steps, together, seed=0)
+        student, teachers = self.backbones[self.pair.student], self.pair.teachers if method.uses_teacher else ()
+        taught_by = tuple(self.backbones[name] for name in teachers)
+        return Rehearsal(student, taught_by, context, anchor.loss, self.extras).passes(method, options)
 
 
-def _cells(
+def _runs(
     request: Request,
     registry: Registry,
     anchor: Anchor,

@@ -6,8 +6,7 @@ milliseconds whatever its networks weigh. A method that needs numbers is tried a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from kdbench.method import (
     checked_phases,
     total,
 )
-from kdbench.types import Context, Features, Taps
+from kdbench.types import Context, Features, NetworkInfo, Taps
 
 EVERYTHING = Taps("all", pre_activation=True, embedding=True)
 REAL_BATCH = 4  # images of the second try, with numbers
@@ -41,24 +40,47 @@ class Passes:
     teacher: int
 
 
-@dataclass
+class Extras:
+    """The networks of all dry runs of a command, each built and asked once: even without numbers a pass takes time.
+
+    Args:
+        device: ``meta``, or ``cpu`` for real numbers.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._met: dict[tuple[object, ...], tuple[Network, Features]] = {}
+
+    def meet(
+        self, backbone: Backbone, info: NetworkInfo, images: Tensor, *, training: bool
+    ) -> tuple[Network, Features]:
+        """Return a network in its mode, and all it says of the images."""
+        key = (backbone, info.classes, tuple(images.shape), training)
+        if key not in self._met:
+            network = backbone.build(info.classes, images.shape[1]).train(training)
+            if not training:
+                network.requires_grad_(requires_grad=False)
+            self._met[key] = network, network(images, EVERYTHING)
+        return self._met[key]
+
+
+@dataclass(frozen=True)
 class Rehearsal:
-    """The networks of a pair and what they say, on one kind of device.
+    """One pair under one protocol, on which methods are tried.
 
     Args:
         student: The student's backbone.
         teachers: The teachers' backbones.
         context: What methods are told; its batch size is that of the dry run.
         loss: The anchor's loss section.
-        device: ``meta``, or ``cpu`` for real numbers.
+        extras: Shared networks, on the device of the dry run.
     """
 
     student: Backbone
     teachers: tuple[Backbone, ...]
     context: Context
     loss: Loss
-    device: str = "meta"
-    _features: dict[int, list[Features]] = field(default_factory=dict)
+    extras: Extras
 
     def passes(self, method: type[AnyMethod], options: Options) -> Passes:
         """Return how often a run of the method passes each image through the networks, if all its shapes fit.
@@ -68,79 +90,72 @@ class Rehearsal:
             PluginError: If it breaks, with real numbers too.
         """
         try:
-            with torch.random.fork_rng(devices=[]), torch.device(self.device):
+            with torch.random.fork_rng(devices=[]), torch.device(self.extras.device):
                 torch.manual_seed(0)
                 return self._run(method(options, self.context))
         except Unsupported:
             raise
         except Exception as error:
-            if self.device == "meta":
-                return self._with_numbers.passes(method, options)
+            if self.extras.device == "meta":
+                return replace(self, extras=Extras("cpu")).passes(method, options)
             raise PluginError(
                 f"method '{method.name}' breaks in a dry run on pair '{self.context.pair.name}': "
                 f"{type(error).__name__}: {error}. Try: kdbench plugin check {method.name}"
             ) from error
 
-    @cached_property
-    def _with_numbers(self) -> Rehearsal:
-        return Rehearsal(self.student, self.teachers, self.context, self.loss, "cpu")
-
-    @cached_property
-    def _networks(self) -> tuple[Network, tuple[Network, ...]]:
-        info, channels = self.context.pair, self.context.pair.image.channels
-        student = self.student.build(info.student.classes, channels).train()
-        made = [b.build(i.classes, channels) for b, i in zip(self.teachers, info.teachers, strict=True)]
-        return student, tuple(teacher.eval().requires_grad_(requires_grad=False) for teacher in made)
-
-    @cached_property
-    def _images(self) -> Tensor:
-        size = self.context.batch_size if self.device == "meta" else min(self.context.batch_size, REAL_BATCH)
-        return torch.rand(size, *self.context.pair.image.dims)
-
-    def _seen_by(self, network: Network) -> Features:
-        """Return all a network says of the images, asked for once."""
-        if id(network) not in self._features:
-            self._features[id(network)] = [network(self._images, EVERYTHING)]
-        return self._features[id(network)][0]
-
     def _run(self, method: AnyMethod) -> Passes:
-        student, teachers = self._networks
-        labels = torch.arange(self.context.train_size) % self.context.student.classes
-        method.train().prepare(Setup(labels, teachers if method.uses_teacher else ()))
-        student_epochs = teacher_epochs = 0
-        for phase in checked_phases(method):
-            epochs = self.context.epochs if phase.epochs is None else phase.epochs
-            student_epochs += epochs if phase.runs_student else 0
-            teacher_epochs += epochs if method.uses_teacher else 0
-            batch = self._batch(method, phase, labels)
-            total((phase.losses or method.losses)(batch))
-            with torch.no_grad():
-                method.after_step(batch)
-        with torch.no_grad():
-            logits = logits_of(method.deploy(student).eval()(self._images))
-        student.train()
-        if logits.shape != (len(self._images), self.context.student.classes):
-            raise ValueError(f"what it deploys returns {tuple(logits.shape)}, not one logit for each class")
+        info, size = self.context.pair, self.context.batch_size
+        images = torch.rand(size if self.extras.device == "meta" else min(size, REAL_BATCH), *info.image.dims)
+        student, said = self.extras.meet(self.student, info.student, images, training=True)
+        taught = [
+            self.extras.meet(backbone, teacher, images, training=False)
+            for backbone, teacher in zip(self.teachers, info.teachers, strict=True)
+            if method.uses_teacher
+        ]
+        labels = torch.arange(self.context.train_size) % info.student.classes
+        method.train().prepare(Setup(labels, tuple(network for network, _ in taught)))
+        batch = Batch(
+            images=images,
+            labels=labels[: len(images)],
+            index=torch.arange(len(images)),
+            student=said.narrow(method.taps.student.resolve(student.stage_count)),
+            teachers=tuple(f.narrow(method.taps.teachers.resolve(n.stage_count)) for n, f in taught),
+            protocol=self._protocol(),
+        )
+        epochs = [self._rehearse(method, phase, batch) for phase in checked_phases(method)]
+        self._deploy(method, student, images)
         inputs = 1 + len(method.views)
-        return Passes(student_epochs * inputs, teacher_epochs * inputs)
+        return Passes(*(inputs * sum(column) for column in zip(*epochs, strict=True)))
 
-    def _batch(self, method: AnyMethod, phase: Phase, labels: Tensor) -> Batch:
-        student, teachers = self._networks
-        count = len(self._images)
-        said = self._seen_by(student).narrow(method.taps.student.resolve(student.stage_count))
-        taught = tuple(
-            self._seen_by(teacher).narrow(method.taps.teachers.resolve(teacher.stage_count))
-            for teacher in (teachers if method.uses_teacher else ())
-        )
-        if not phase.runs_student:
-            said = Features(torch.empty(count, 0))
+    def _protocol(self) -> LossProtocol:
         loss = self.loss
-        return Batch(
-            images=self._images,
-            labels=labels[:count],
-            index=torch.arange(count),
-            student=said,
-            teachers=taught,
-            protocol=LossProtocol(loss.ce_alpha, loss.kd_alpha, loss.tau, loss.ce_label_smoothing, loss.kd_target),
-            views=tuple(Viewed(view.turned(self._images), said, taught) for view in method.views),
+        return LossProtocol(
+            ce_weight=loss.ce_alpha,
+            kd_weight=loss.kd_alpha,
+            tau=loss.tau,
+            label_smoothing=loss.ce_label_smoothing,
+            kd_target=loss.kd_target,
+            teacher_index=loss.kd_teacher_index,
+            teacher_weights=loss.teacher_weights,
         )
+
+    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch) -> tuple[int, int]:
+        """Try one step of a phase; return the epochs in which student and teachers run."""
+        said = batch.student if phase.runs_student else Features(torch.empty(len(batch.images), 0))
+        views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
+        batch = replace(batch, student=said, views=views)
+        total((phase.losses or method.losses)(batch))
+        with torch.no_grad():
+            method.after_step(batch)
+        epochs = self.context.epochs if phase.epochs is None else phase.epochs
+        return epochs if phase.runs_student else 0, epochs if method.uses_teacher else 0
+
+    def _deploy(self, method: AnyMethod, student: Network, images: Tensor) -> None:
+        deployed = method.deploy(student)
+        if deployed is student:
+            return
+        with torch.no_grad():
+            logits = logits_of(deployed.eval()(images))
+        student.train()
+        if logits.shape != (len(images), self.context.student.classes):
+            raise ValueError(f"what it deploys returns {tuple(logits.shape)}, not one logit for each class")

@@ -168,7 +168,7 @@ class Context:
         train_size: Number of training images.
         epochs: Epochs of the main phase.
         steps_per_epoch: Optimizer steps per epoch.
-        batch_size: Images per step.
+        batch_size: Images per forward pass: the anchor's batch size, or the smallest part of it when it accumulates.
         seed: Seed of the run; ``kdbench.stream(seed, "method")`` keys the method's own random draws.
     """
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kdbench.backbones.layers import global_pool
 from kdbench.types import Features, NetworkInfo, Source, StageShape, Taps
 
 
@@ -26,8 +27,9 @@ class Network(nn.Module):
     """Base class of all student and teacher networks.
 
     A subclass sets ``stage_count`` and ``embedding_dim``, assigns ``self.head`` (the linear classifier; or see
-    :func:`head_at`) and implements :meth:`run_stage` and :meth:`embed`. Images arrive in [0, 1]; the network normalises
-    them itself, so a teacher trained with other constants than the student's works unchanged.
+    :func:`head_at`) and implements :meth:`run_stage`, and :meth:`final_layers` if there are any (or :meth:`embed`, if
+    it is more than these and mean pooling). Images arrive in [0, 1]; the network normalises them itself, so a teacher
+    trained with other constants than the student's works unchanged.
     """
 
     stage_count: int
@@ -67,9 +69,27 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
+    def final_layers(self) -> Sequence[nn.Module]:
+        """Return the layers between the deepest stage's output and the mean pooling; they leave height and width."""
+        return ()
+
     def embed(self, x: Tensor) -> Tensor:
-        """Return the embedding (N,D) of the deepest stage's output (final norm, pooling, flattening)."""
-        raise NotImplementedError
+        """Return the embedding (N,D) of the deepest stage's output: final layers, then the mean over positions."""
+        for layer in self.final_layers():
+            x = layer(x)
+        return global_pool(x)
+
+    def tail(self) -> tuple[nn.Sequential, nn.Module]:
+        """Return what comes behind the deepest stage, (final layers, head); both share the network's weights.
+
+        For its output ``x`` (N,C,H,W), ``head(final(x).mean((2, 3)))`` are the logits.
+
+        Raises:
+            NotImplementedError: If the subclass has an :meth:`embed` of its own.
+        """
+        if type(self).embed is not Network.embed:
+            raise NotImplementedError(f"{type(self).__name__} does not say what its embedding is made of")
+        return nn.Sequential(*self.final_layers()), self.head
 
     def forward(self, images: Tensor, taps: Taps = Taps()) -> Features:
         """Return the features of images (N,C,H,W) in [0, 1].

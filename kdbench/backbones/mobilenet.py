@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -94,8 +94,8 @@ class MobileNetV2(Network):
                 x = self.blocks[group](x)
         return (x if pre else None), x
 
-    def embed(self, x: Tensor) -> Tensor:
-        return layers.global_pool(self.conv2(x))
+    def final_layers(self) -> Sequence[nn.Module]:
+        return (self.conv2,)
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -100,8 +100,8 @@ class ShuffleNetV2(StagedNetwork):
             x = shuffle(torch.cat((kept, F.relu(raw)), dim=1), 2)
         return before, x
 
-    def embed(self, x: Tensor) -> Tensor:
-        return layers.global_pool(F.relu(self.bn2(self.conv2(x))))
+    def final_layers(self) -> Sequence[nn.Module]:
+        return self.conv2, self.bn2, nn.ReLU()
 
 
 @hookimpl

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Network
-from kdbench.backbones.layers import global_pool, run_blocks
+from kdbench.backbones.layers import run_blocks
 
 
 class StagedNetwork(Network):
@@ -43,6 +43,3 @@ class StagedNetwork(Network):
         """Run the blocks of one stage behind the stem; see :meth:`run_stage`."""
         before, x = run_blocks(blocks, x)
         return (before if pre else None), x
-
-    def embed(self, x: Tensor) -> Tensor:
-        return global_pool(x)

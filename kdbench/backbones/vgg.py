@@ -74,9 +74,6 @@ class VGG(Network):
         # The stem's value counts as its own pre-activation, as in every family with published numbers.
         return (before if index else x), x
 
-    def embed(self, x: Tensor) -> Tensor:
-        return layers.global_pool(x)
-
 
 @hookimpl
 def kdbench_backbones() -> Iterable[Backbone]:

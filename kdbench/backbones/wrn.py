@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
@@ -85,8 +85,8 @@ class WideResNet(Network):
         assert isinstance(norm, nn.BatchNorm2d)
         return norm
 
-    def embed(self, x: Tensor) -> Tensor:
-        return layers.global_pool(F.relu(self.bn1(x)))
+    def final_layers(self) -> Sequence[nn.Module]:
+        return self.bn1, nn.ReLU()
 
 
 @hookimpl

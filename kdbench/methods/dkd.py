@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdbench.hooks import hookimpl
+from kdbench.losses import wide
 from kdbench.method import AnyMethod, Batch, Losses, Method, Options
 from kdbench.types import LossWeights, Pair, Source, Term
 
@@ -81,7 +82,7 @@ def dkd_parts(student: Tensor, teacher: Tensor, labels: Tensor, tau: float) -> t
     Source:
         Zhao et al. 2022, arXiv:2203.08679, Eq. (6) and (7).
     """
-    student, teacher = student / tau, teacher.detach() / tau
+    student, teacher = wide(student) / tau, wide(teacher).detach() / tau
     rest_student, rest_teacher = _others(student, labels), _others(teacher, labels)
     two_student = _two_way(student, rest_student, labels)
     two_teacher = _two_way(teacher, rest_teacher, labels)

@@ -202,11 +202,12 @@ def check_deploy(bench: Bench) -> None:
     """``deploy`` returns a module that maps images to logits (N, C), and changes neither student nor modes."""
     run = bench.start()
     before = {**_tensors_of("student", run.student), **_tensors_of("method", run.method)}
+    modes = [(part, part.training) for part in (*run.student.modules(), *run.method.modules())]
     module = run.method.deploy(run.student)
     if not isinstance(module, nn.Module):
         raise CheckFailure(f"{bench}: deploy() returned {type(module).__name__}; return the student or another module")
-    if not all(part.training for part in (*run.student.modules(), *run.method.modules())):
-        raise CheckFailure(f"{bench}: deploy() switched training mode off; leave modes alone, the evaluator sets them")
+    if any(part.training != training for part, training in modes):
+        raise CheckFailure(f"{bench}: deploy() switched between train and eval mode; the evaluator does that")
     with torch.no_grad():
         output = module.eval()(torch.rand(BATCH, *bench.image.dims))
     logits = logits_of(output)

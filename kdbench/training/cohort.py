@@ -176,7 +176,7 @@ def _start(
         train_size=len(data.train),
         epochs=anchor.schedule.epochs,
         steps_per_epoch=batches.steps,
-        batch_size=batches.batch_size,
+        batch_size=max(1, batches.batch_size // anchor.step.accumulate),
         seed=spec.seed,
     )
     labels = data.train.labels.to(device, copy=True)  # a copy: the batch stream may hold the same memory

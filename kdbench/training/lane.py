@@ -242,13 +242,13 @@ class Lane:
         started = time.perf_counter()
         # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
         torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
-        chunks = self.anchor.step.accumulate
+        chunks = min(self.anchor.step.accumulate, len(inputs.labels))
         count = len(inputs.labels)
-        size = -(-count // chunks)
         self.optimizer.zero_grad(set_to_none=True)
         batches = []
-        for start in range(0, count, size):
-            batch = self._forward(inputs, teachers, views, slice(start, min(start + size, count)), whole=chunks == 1)
+        for part in range(chunks):  # as equal as possible, so that no part is down to one image
+            rows = slice(part * count // chunks, (part + 1) * count // chunks)
+            batch = self._forward(inputs, teachers, views, rows, whole=chunks == 1)
             self._backward(batch, share=len(batch.labels) / count)
             batches.append(batch)
         self._update()

@@ -181,7 +181,7 @@ class DeploysAFunction(Plain):
         return student.forward  # type: ignore
 
 
-@broken("deploy", "deploy() switched training mode off")
+@broken("deploy", "deploy() switched between train and eval mode")
 class DeploysInEvalMode(Plain):
     def deploy(self, student: nn.Module) -> nn.Module:
         return student.eval()

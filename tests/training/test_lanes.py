@@ -91,7 +91,7 @@ def _student(lab: Any, spec: Any, where: str) -> bytes:
 
 FAULTS = [
     (("where=init",), "failed in its set-up: ValueError: toy fails in init"),
-    (("where=prepare",), "failed in prepare: ValueError: toy fails in prepare"),
+    (("where=prepare",), "failed in its set-up: ValueError: toy fails in prepare"),
     (("where=student taps",), "failed in its set-up: IndexError: stage 99 does not exist"),
     (("where=teacher taps",), "stage 99 does not exist"),
     (("where=losses",), "failed in phase 'main', epoch 1: ValueError: toy fails in losses"),

@@ -13,6 +13,7 @@ from kdbench.types import Pair, StageShape
 
 # student, teacher, dataset
 SHIPPED = {
+    "res20he_shuv2": ("ShuffleV2", "resnet20_he", "cifar10"),
     "res110_res32": ("resnet32", "resnet110", "cifar100"),
     "res20_res8": ("resnet8", "resnet20", "cifar100"),
     "res32x4_res8x4": ("resnet8x4", "resnet32x4", "cifar100"),

@@ -151,11 +151,11 @@ def test_a_wrong_dataset_does_not_hide_wrong_options(guests: Registry, changes: 
 
 
 def test_unknown_anchor_does_not_hide_the_rest(registry: Registry) -> None:
-    said = problems(replace(SMOKE, anchor="crdd", methods=("kd",), dataset="digit", seeds=()), registry)
+    said = problems(replace(SMOKE, anchor="crdd", methods=("dkdd",), dataset="digit", seeds=()), registry)
     assert said == (
         "--seeds: []: give at least one seed, each >= 0 and only once",
         "unknown anchor 'crdd'. Did you mean 'crd'? All: kdbench list anchors",
-        "--method: unknown method 'kd'. Did you mean 'dkd'? All: kdbench list methods",
+        "--method: unknown method 'dkdd'. Did you mean 'dkd'? All: kdbench list methods",
         "unknown dataset 'digit'. Did you mean 'digits'? All: kdbench list datasets",
     )
 
