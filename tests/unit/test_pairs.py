@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.config.pairs import load_pair
 from kdbench.backbones.cost import flops_of
+from kdbench.config.pairs import load_pair
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.registry import Registry
 from kdbench.types import Pair, StageShape
