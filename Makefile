@@ -43,6 +43,7 @@ unit: setup
 
 bench: setup
 	$(BIN)/python tests/bench/step_overhead.py
+	$(BIN)/python tests/bench/method_cost.py
 
 clean:
 	rm -rf build demo kdbench.egg-info plugins/*/build plugins/*/*.egg-info

@@ -179,6 +179,10 @@ class Context:
     batch_size: int
     seed: int
 
+    def epochs_for(self, share: float) -> int:
+        """Return the length of an extra phase as a share of the main one's epochs: at least one, or none for 0."""
+        return max(1, round(share * self.epochs)) if share > 0 else 0
+
     @property
     def student(self) -> NetworkInfo:
         """Shapes of the student."""

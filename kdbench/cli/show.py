@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -108,14 +108,38 @@ def _show_method(name: str, registry: Any) -> None:
     if source.deviations:
         click.echo(f"deviations from it: {source.deviations}")
     rows = [
-        (key, field.annotation.__name__ if isinstance(field.annotation, type) else field.annotation, field.default,
-         ", ".join(map(_bound, field.metadata)), field.description)
+        (key, _type(field.annotation), field.default, ", ".join(map(_bound, field.metadata)), field.description)
         for key, field in method.options_type.model_fields.items()
-    ]  # fmt: skip
+    ]
     if rows:
         click.echo(tabulate(rows, headers=("option", "type", "default", "range", "meaning")))
+    for line in _recommended(method, registry):
+        click.echo(line)
     for deviation in method.deviations:
         click.echo(f"deviates from the anchor: {deviation.key} = {deviation.value} ({deviation.reason})")
+
+
+def _recommended(method: Any, registry: Any) -> list[str]:
+    """Return a line for each protocol and set of values that differ from the defaults, with the pairs they hold for."""
+    pairs, lines = registry.pairs.as_mapping(), []
+    for family in sorted({_anchor(name, registry).family for name in registry.anchors}):
+        values: dict[str, list[str]] = {}
+        for name, pair in pairs.items():
+            recommended = method.recommended(family, pair)
+            text = ", ".join(f"{key}={value}" for key, value in recommended.items())
+            values.setdefault(text, []).append(name)
+        for text, names in values.items():
+            if text:
+                where = "" if len(values) == 1 else f" ({', '.join(names)})"
+                lines.append(f"under {family}{where}: {text}")
+    return lines
+
+
+def _type(annotation: object) -> str:
+    """Return a type as people write it; of a choice, what there is to choose from."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _bound(constraint: object) -> str:

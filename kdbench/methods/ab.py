@@ -67,10 +67,7 @@ class AB(Method[ABOptions]):
         return next((reason for both in shapes if (reason := unconnectable(*both))), None)
 
     def phases(self) -> tuple[Phase, ...]:
-        share = self.options.init_share
-        if share == 0:
-            return (Phase(),)
-        epochs = max(1, round(share * self.context.epochs))
+        epochs = self.context.epochs_for(self.options.init_share)
         # The classifier is no exception by name: the loss has no gradient for it, so it stays as it is.
         return Phase("init", epochs, self.boundary_losses, rate_factor=lambda _: 1.0), Phase()
 

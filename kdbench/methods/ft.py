@@ -81,7 +81,7 @@ class FT(Method[FTOptions]):
         return (
             Phase(
                 "paraphraser",
-                epochs=max(1, round(self.options.paraphraser_share * self.context.epochs)),
+                epochs=self.context.epochs_for(self.options.paraphraser_share),
                 losses=self.paraphraser_losses,
                 parameters=self.paraphraser.parameters,
                 learning_rate=self.options.paraphraser_lr,

@@ -77,7 +77,7 @@ class SSKD(Method[SSKDOptions]):
         return (
             Phase(
                 "self_supervision",
-                epochs=max(1, round(self.options.head_share * self.context.epochs)),
+                epochs=self.context.epochs_for(self.options.head_share),
                 losses=self.head_losses,
                 parameters=self.teacher_head.parameters,
                 rate_factor=head_rate,

@@ -59,6 +59,14 @@ def test_show_method_states_source_options_ranges() -> None:
     assert ">= 0, <= 1" in rows["warmup"]
 
 
+def test_show_method_states_what_a_protocol_or_pair_recommends() -> None:
+    lines = kdbench("show", "reviewkd").out.splitlines()
+    assert "under crd (res56_res20): weight=0.6" in lines
+    assert "under fair_baseline: weight=1.0" in lines
+    assert not [line for line in kdbench("show", "student").out.splitlines() if line.startswith("under")]
+    assert any("exact | relax" in line for line in kdbench("show", "crd").out.splitlines())
+
+
 def test_show_anchor_marks_locked_keys_and_lineage(registry: Registry) -> None:
     text = kdbench("show", "fair_baseline_smoke").out
     assert text.startswith("anchor fair_baseline_smoke-v1, sha256 ")

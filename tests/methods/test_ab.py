@@ -117,8 +117,8 @@ def test_length_of_the_initialisation(share: float, epochs: int, expected: int) 
     assert main.is_main
 
 
-def test_without_an_initialisation_there_is_only_the_main_phase() -> None:
-    assert [phase.name for phase in AB(ABOptions(init_share=0), BENCH.context).phases()] == ["main"]
+def test_without_an_initialisation_it_has_no_epochs() -> None:
+    assert [phase.epochs for phase in AB(ABOptions(init_share=0), BENCH.context).phases()] == [0, None]
 
 
 def test_its_weight_belongs_to_the_initialisation() -> None:
