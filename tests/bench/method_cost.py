@@ -1,12 +1,13 @@
 """Each method's time per step and peak memory next to vanilla KD's, on the same pair, batches and machine.
 
 Steps of a method and of vanilla KD alternate in one process; the median of the paired ratios counts. Peak memory is
-how far one step raises the process's memory. ``python tests/bench/method_cost.py [PAIR [METHOD ...]]``.
+how far one step raises the memory of a process of its own. ``python tests/bench/method_cost.py [PAIR [METHOD ...]]``.
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,47 +21,64 @@ from kdbench.registry import load
 ROUNDS, STEPS, IMAGES = 5, 2, 50_000
 
 
-def peak_bytes(step: Callable[[int], None]) -> int:
-    """Return how far one step raises the process's memory above where it starts (Linux; elsewhere 0)."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not clear.exists():
-        return 0
+def status(key: str) -> int:
+    """Return a figure of this process in bytes, or 0 where the system does not keep it."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
-    def read(key: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-        return int(line.split()[1]) * 1024
 
-    clear.write_text("5")  # forget the peak so far
-    before = read("VmRSS:")
+class Bench:
+    """One pair under the published protocol."""
+
+    def __init__(self, pair: str) -> None:
+        self.registry = load()
+        self.pair = self.registry.pairs[pair]
+        self.anchor = load_anchor("crd", self.registry.anchors.as_mapping())
+        self.split = random_split(IMAGES)
+        self.teacher = network(self.registry, self.pair.teachers[0]).eval().requires_grad_(requires_grad=False)
+
+    def step(self, method: str) -> Callable[[int], None]:
+        """Return one step of a method."""
+        kind = self.registry.methods[method]
+        return trainer_step(self.registry, self.anchor, self.pair, self.split, self.teacher, kind)
+
+    def peak(self, method: str) -> int:
+        """Return the bytes one step adds to a process of its own: allocators keep what an earlier step has freed."""
+        command = [sys.executable, __file__, "--peak", self.pair.name, method]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(pair: str, method: str) -> None:
+    step = Bench(pair).step(method)
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # forget the peak of making all this
+    before = status("VmRSS:")
     step(0)
-    return max(0, read("VmHWM:") - before)
+    print(max(0, status("VmHWM:") - before))
 
 
 def main() -> None:
-    registry = load()
-    pair = registry.pairs[sys.argv[1] if len(sys.argv) > 1 else "res32x4_res8x4"]
-    anchor = load_anchor("crd", registry.anchors.as_mapping())
-    split = random_split(IMAGES)
-    teacher = network(registry, pair.teachers[0]).eval().requires_grad_(requires_grad=False)
-    reference = next(m for m in registry.methods.values() if m.baseline and m.uses_teacher)
-    wanted = sys.argv[2:] or [name for name in sorted(registry.methods) if name != reference.name]
-    base = trainer_step(registry, anchor, pair, split, teacher, reference)
+    if sys.argv[1:2] == ["--peak"]:
+        print_peak(*sys.argv[2:])
+        return
+    bench = Bench(sys.argv[1] if len(sys.argv) > 1 else "res32x4_res8x4")
+    methods = bench.registry.methods
+    reference = next(m.name for m in methods.values() if m.baseline and m.uses_teacher)
+    base = bench.step(reference)
     seconds(base, STEPS)
     print(
-        f"{pair.name}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch {anchor.data.batch_size}, "
-        f"{anchor.step.precision}, {IMAGES:,} images; {reference.name}: {1000 * seconds(base, STEPS):.0f} ms, "
-        f"{peak_bytes(base) / 2**20:.0f} MiB"
+        f"{bench.pair.name}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch "
+        f"{bench.anchor.data.batch_size}, {bench.anchor.step.precision}, {IMAGES:,} images; {reference}: "
+        f"{1000 * seconds(base, STEPS):.0f} ms, {bench.peak(reference) / 2**20:.0f} MiB"
     )
-    for name in wanted:
-        step = trainer_step(registry, anchor, pair, split, teacher, registry.methods[name])
-        try:
-            seconds(step, 1)
-        except Exception as error:
-            print(f"{name:<12} {type(error).__name__}: {error}")
-            continue
+    for name in sys.argv[2:] or sorted(set(methods) - {reference}):
+        step = bench.step(name)
+        seconds(step, 1)
         ratios = [seconds(step, STEPS) / seconds(base, STEPS) for _ in range(ROUNDS)]
         spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
-        print(f"{name:<12} {statistics.median(ratios):.3f} x ({spread}), peak {peak_bytes(step) / 2**20:.0f} MiB")
+        print(f"{name:<12} {statistics.median(ratios):.3f} x ({spread}), {bench.peak(name) / 2**20:.0f} MiB")
 
 
 if __name__ == "__main__":
