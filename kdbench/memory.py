@@ -50,7 +50,8 @@ def too_large(plan: Plan, registry: Registry, available: int) -> list[str]:
     needed: dict[tuple[str, str], int] = {}
     costs = student_costs(plan, registry)
     for spec in plan.runs:
-        needed[spec.pair, spec.student] = costs[spec.pair].training_bytes(_images_at_once(spec))
+        size = costs[spec.pair].training_bytes(_images_at_once(spec, plan))
+        needed[spec.pair, spec.student] = max(size, needed.get((spec.pair, spec.student), 0))
     return [
         f"pair '{pair}': training student '{student}' needs at least {size / 2**30:.1f} GiB, this device has "
         f"{available / 2**30:.1f}; choose a smaller student, an anchor with step.accumulate, or another --device"
@@ -59,8 +60,9 @@ def too_large(plan: Plan, registry: Registry, available: int) -> list[str]:
     ]
 
 
-def _images_at_once(spec: RunSpec) -> int:
-    return spec.anchor.data.batch_size // spec.anchor.step.accumulate
+def _images_at_once(spec: RunSpec, plan: Plan) -> int:
+    """Return how many images, views included, the student sees in one forward pass."""
+    return spec.anchor.data.batch_size // spec.anchor.step.accumulate * plan.passes[spec.pair, spec.method].inputs
 
 
 @dataclass(frozen=True)
@@ -86,5 +88,5 @@ def estimate(plan: Plan, todo: Sequence[RunSpec], registry: Registry) -> Estimat
         passes, size = plan.passes[spec.pair, spec.method], plan.train_sizes[spec.pair]
         images += size * passes.student
         flops += size * (3 * passes.student * students[spec.pair].flops + passes.teacher * teachers[spec.pair])
-        largest = max(largest, students[spec.pair].training_bytes(_images_at_once(spec)))
+        largest = max(largest, students[spec.pair].training_bytes(_images_at_once(spec, plan)))
     return Estimate(images, flops / 1e15, largest)

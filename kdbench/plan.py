@@ -85,6 +85,7 @@ class _Problems:
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.broken: list[str] = []  # what plugins are at fault for
 
     def attempt(self, make: Callable[[], T]) -> T | None:
         try:
@@ -93,11 +94,15 @@ class _Problems:
             self.messages += error.problems
         except ConfigError as error:
             self.messages.append(str(error))
+        except PluginError as error:
+            self.broken.append(str(error))
         return None
 
     def raise_if_any(self) -> None:
         if self.messages:
-            raise ProblemList(self.messages)
+            raise ProblemList(self.messages + self.broken)
+        if self.broken:
+            raise PluginError("\n".join(dict.fromkeys(self.broken)))
 
 
 def make_plan(request: Request, registry: Registry) -> Plan:
@@ -329,7 +334,7 @@ class _Stage:
         context = Context(info, self.train_size, anchor.schedule.epochs, steps, together, seed=0)
         student, teachers = self.backbones[self.pair.student], self.pair.teachers if method.uses_teacher else ()
         taught_by = tuple(self.backbones[name] for name in teachers)
-        return Rehearsal(student, taught_by, context, anchor.loss, self.extras).passes(method, options)
+        return Rehearsal(student, taught_by, context, anchor, self.extras).passes(method, options)
 
 
 def _runs(

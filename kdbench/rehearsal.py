@@ -6,19 +6,25 @@ milliseconds whatever its networks weigh. A method that needs numbers is tried a
 
 from __future__ import annotations
 
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdbench.backbones.base import Backbone, Network
-from kdbench.config.schema import Loss
+from kdbench.config.schema import Anchor
 from kdbench.errors import PluginError, Unsupported
 from kdbench.evaluation import logits_of
 from kdbench.method import (
     AnyMethod,
     Batch,
-    LossProtocol,
+    Method,
+    Mix,
     Options,
     Phase,
     Setup,
@@ -26,18 +32,25 @@ from kdbench.method import (
     checked_phases,
     total,
 )
+from kdbench.schedule import loss_protocol
 from kdbench.types import Context, Features, NetworkInfo, Taps
 
-EVERYTHING = Taps("all", pre_activation=True, embedding=True)
 REAL_BATCH = 4  # images of the second try, with numbers
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How often a run passes each training image through the student and through each teacher, over all its epochs."""
+    """How often a run passes each training image through the networks.
+
+    Args:
+        student: Forward passes of the student over all epochs, views included.
+        teacher: Forward passes of each teacher.
+        inputs: Images the student sees at once for each one of the batch: itself and its views.
+    """
 
     student: int
     teacher: int
+    inputs: int = 1
 
 
 class Extras:
@@ -52,16 +65,17 @@ class Extras:
         self._met: dict[tuple[object, ...], tuple[Network, Features]] = {}
 
     def meet(
-        self, backbone: Backbone, info: NetworkInfo, images: Tensor, *, training: bool
+        self, backbone: Backbone, info: NetworkInfo, images: Tensor, taps: Taps, *, training: bool
     ) -> tuple[Network, Features]:
-        """Return a network in its mode, and all it says of the images."""
-        key = (backbone, info.classes, tuple(images.shape), training)
+        """Return a network in its mode, and what it says of the images."""
+        key = (backbone, info.classes, tuple(images.shape), training, taps.pre_activation)
         if key not in self._met:
             network = backbone.build(info.classes, images.shape[1]).train(training)
             if not training:
                 network.requires_grad_(requires_grad=False)
-            self._met[key] = network, network(images, EVERYTHING)
-        return self._met[key]
+            self._met[key] = network, network(images, Taps("all", taps.pre_activation, embedding=True))
+        network, said = self._met[key]
+        return network, said.narrow(taps.resolve(network.stage_count))
 
 
 @dataclass(frozen=True)
@@ -72,14 +86,14 @@ class Rehearsal:
         student: The student's backbone.
         teachers: The teachers' backbones.
         context: What methods are told; its batch size is that of the dry run.
-        loss: The anchor's loss section.
+        anchor: The protocol as it holds for the method.
         extras: Shared networks, on the device of the dry run.
     """
 
     student: Backbone
     teachers: tuple[Backbone, ...]
     context: Context
-    loss: Loss
+    anchor: Anchor
     extras: Extras
 
     def passes(self, method: type[AnyMethod], options: Options) -> Passes:
@@ -90,72 +104,78 @@ class Rehearsal:
             PluginError: If it breaks, with real numbers too.
         """
         try:
-            with torch.random.fork_rng(devices=[]), torch.device(self.extras.device):
+            with _host_generators(), torch.random.fork_rng(devices=[]), torch.device(self.extras.device):
                 torch.manual_seed(0)
                 return self._run(method(options, self.context))
         except Unsupported:
             raise
         except Exception as error:
             if self.extras.device == "meta":
-                return replace(self, extras=Extras("cpu")).passes(method, options)
+                few = replace(self.context, batch_size=min(self.context.batch_size, REAL_BATCH))
+                return replace(self, context=few, extras=Extras("cpu")).passes(method, options)
             raise PluginError(
                 f"method '{method.name}' breaks in a dry run on pair '{self.context.pair.name}': "
                 f"{type(error).__name__}: {error}. Try: kdbench plugin check {method.name}"
             ) from error
 
     def _run(self, method: AnyMethod) -> Passes:
-        info, size = self.context.pair, self.context.batch_size
-        images = torch.rand(size if self.extras.device == "meta" else min(size, REAL_BATCH), *info.image.dims)
-        student, said = self.extras.meet(self.student, info.student, images, training=True)
+        info, count = self.context.pair, self.context.batch_size
+        if info.image.height != info.image.width and any(view.quarter_turns % 2 for view in method.views):
+            raise Unsupported(f"its views turn images by 90 degrees, so they must be square; these are {info.image}")
+        images = torch.rand(count, *info.image.dims)
+        student, said = self.extras.meet(self.student, info.student, images, method.taps.student, training=True)
         taught = [
-            self.extras.meet(backbone, teacher, images, training=False)
+            self.extras.meet(backbone, teacher, images, method.taps.teachers, training=False)
             for backbone, teacher in zip(self.teachers, info.teachers, strict=True)
             if method.uses_teacher
         ]
         labels = torch.arange(self.context.train_size) % info.student.classes
         method.train().prepare(Setup(labels, tuple(network for network, _ in taught)))
+        data = self.anchor.data
         batch = Batch(
             images=images,
-            labels=labels[: len(images)],
-            index=torch.arange(len(images)),
-            student=said.narrow(method.taps.student.resolve(student.stage_count)),
-            teachers=tuple(f.narrow(method.taps.teachers.resolve(n.stage_count)) for n, f in taught),
-            protocol=self._protocol(),
+            labels=labels[:count],
+            index=torch.arange(count),
+            student=said,
+            teachers=tuple(features for _, features in taught),
+            protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs),
+            mix=Mix(labels[:count].flip(0), 0.7) if data.mixup_alpha or data.cutmix_alpha else None,
         )
         epochs = [self._rehearse(method, phase, batch) for phase in checked_phases(method)]
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
-        return Passes(*(inputs * sum(column) for column in zip(*epochs, strict=True)))
-
-    def _protocol(self) -> LossProtocol:
-        loss = self.loss
-        return LossProtocol(
-            ce_weight=loss.ce_alpha,
-            kd_weight=loss.kd_alpha,
-            tau=loss.tau,
-            label_smoothing=loss.ce_label_smoothing,
-            kd_target=loss.kd_target,
-            teacher_index=loss.kd_teacher_index,
-            teacher_weights=loss.teacher_weights,
-        )
+        ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
+        return Passes(ours, theirs, inputs)
 
     def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch) -> tuple[int, int]:
         """Try one step of a phase; return the epochs in which student and teachers run."""
+        epochs = self.context.epochs if phase.epochs is None else phase.epochs
+        if epochs == 0:
+            return 0, 0  # left out in training, too
         said = batch.student if phase.runs_student else Features(torch.empty(len(batch.images), 0))
         views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
         batch = replace(batch, student=said, views=views)
         total((phase.losses or method.losses)(batch))
         with torch.no_grad():
             method.after_step(batch)
-        epochs = self.context.epochs if phase.epochs is None else phase.epochs
         return epochs if phase.runs_student else 0, epochs if method.uses_teacher else 0
 
     def _deploy(self, method: AnyMethod, student: Network, images: Tensor) -> None:
-        deployed = method.deploy(student)
-        if deployed is student:
+        if type(method).deploy is Method.deploy:
             return
+        deployed = method.deploy(copy.deepcopy(student))  # other methods are tried on this one
         with torch.no_grad():
             logits = logits_of(deployed.eval()(images))
-        student.train()
         if logits.shape != (len(images), self.context.student.classes):
             raise ValueError(f"what it deploys returns {tuple(logits.shape)}, not one logit for each class")
+
+
+@contextmanager
+def _host_generators() -> Iterator[None]:
+    """Give back the states of Python's and NumPy's global generators: a dry run must not change what comes after."""
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)

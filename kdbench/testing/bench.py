@@ -17,9 +17,9 @@ from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
 from kdbench.method import AnyMethod, Batch, Losses, Mix, Phase, Setup, Viewed, total, trainable
 from kdbench.options import apply_deviations, deviations_of
+from kdbench.schedule import loss_protocol
 from kdbench.seeds import stream
 from kdbench.testing.failure import CheckFailure
-from kdbench.training.schedule import loss_protocol
 from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape
 
 CLASSES, BATCH, TRAIN_SIZE, EPOCHS, SIZE = 5, 8, 32, 4, 16
@@ -108,7 +108,7 @@ class Run:
         self.bench = bench
         self.student = _seeded(bench.student_backbone, "student").train()
         self.method = bench.build().train()
-        self.method.prepare(Setup(bench.labels.clone(), bench.teachers))
+        self.method.prepare(Setup(bench.labels.clone(), bench.teachers if self.method.uses_teacher else ()))
         self.phases: tuple[Phase, ...] = self.method.phases()
         self._optimizer: tuple[int, torch.optim.Optimizer] | None = None
 

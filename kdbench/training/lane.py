@@ -30,12 +30,12 @@ from kdbench.method import (
 )
 from kdbench.options import apply_deviations
 from kdbench.records import EpochReport
+from kdbench.schedule import loss_protocol, phase_rate
 from kdbench.seeds import stream
 from kdbench.spec import RunSpec
 from kdbench.training.inputs import Inputs
 from kdbench.training.optimizer import make_optimizer
 from kdbench.training.precision import autocast, in_float32, loss_scaler
-from kdbench.training.schedule import loss_protocol, phase_rate
 from kdbench.types import Context, Features
 
 State = dict[str, Any]
@@ -328,7 +328,14 @@ class Lane:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self._averaged())
+            self._follow(self.average)
+
+    def _follow(self, average: torch.optim.swa_utils.AveragedModel) -> None:
+        """Bring the average up to date; in a phase without the student, the method's part alone, as it is."""
+        if self.phase.runs_student:
+            average.update_parameters(self._averaged())
+        else:
+            cast("nn.ModuleList", average.module)[1].load_state_dict(self.method.state_dict())
 
     # --- what is evaluated -------------------------------------------------------------------------------------
 

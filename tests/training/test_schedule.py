@@ -11,7 +11,7 @@ import pytest
 
 from kdbench.config.schema import Loss, Schedule
 from kdbench.method import Supervised
-from kdbench.training.schedule import learning_rate, loss_protocol, temperature
+from kdbench.schedule import learning_rate, loss_protocol, temperature
 from kdbench.types import LossWeights
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "asib"
