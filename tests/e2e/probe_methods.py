@@ -57,18 +57,24 @@ class Orders:
 
     @staticmethod
     def terminate_driver() -> None:
+        flag = _stop_flag()
         os.kill(os.getppid(), signal.SIGTERM)
-        _await_stop()
+        _await_stop(flag)
 
     @staticmethod
     def interrupt_group() -> None:
+        flag = _stop_flag()
         os.killpg(os.getpgid(os.getppid()), signal.SIGINT)  # as a terminal does for Ctrl-C
-        _await_stop()
+        _await_stop(flag)
 
 
-def _await_stop() -> None:
+def _stop_flag() -> Any:
+    """Return what the worker's handler sets; to be asked before the signal, which takes the handler away."""
+    return signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+
+
+def _await_stop(flag: Any) -> None:
     """Hold the step until the stop has arrived here: this tiny training would be over before."""
-    flag: Any = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
     deadline = time.monotonic() + PATIENCE_S
     while not flag.stopped:
         if time.monotonic() > deadline:
