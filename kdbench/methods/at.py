@@ -15,6 +15,8 @@ from kdbench.maps import pointlike, taps_behind_stem, to_smaller, unpaired
 from kdbench.method import AnyMethod, Batch, Losses, Method, Options, TapRequest
 from kdbench.types import Context, LossWeights, Pair, PairInfo, Source, Term
 
+_TINY = 1e-12  # energy below which a map has no direction
+
 
 class ATOptions(Options):
     """Weight and form of the attention maps."""
@@ -60,13 +62,16 @@ class AT(Method[ATOptions]):
 
 
 def attention(maps: Tensor, p: int) -> Tensor:
-    """Return the attention maps (N, H*W) of maps (N, C, H, W), of unit length; 0 where all features are 0.
+    """Return the attention maps (N, H*W) of maps (N, C, H, W), of unit length; 0 without gradient where all are dead.
 
     Source:
         Zagoruyko & Komodakis 2017, arXiv:1612.03928, section 3.1; mean instead of sum over channels, which the
         normalisation removes, and as in the reference no absolute value, which matters for odd powers only.
     """
-    return F.normalize(wide(maps).pow(p).mean(1).flatten(1), dim=1)
+    energy = wide(maps).pow(p).mean(1).flatten(1)
+    alive = energy.abs().amax(1, keepdim=True) > _TINY
+    # Dividing a dead map by the guard of the norm would multiply its gradient by 1e12 (with p = 1 it has one).
+    return torch.where(alive, F.normalize(torch.where(alive, energy, 1.0), dim=1), 0.0)
 
 
 def at_loss(student: Tensor, teacher: Tensor, *, p: int) -> Tensor:
