@@ -83,7 +83,7 @@ class AB(Method[ABOptions]):
 
 def needs_connector(student: StageShape, teacher: StageShape) -> bool:
     """Return whether a student map must be converted before it is compared with the teacher's."""
-    return student.channels != teacher.channels or student.height != teacher.height
+    return student.dims != teacher.dims
 
 
 def make_connector(student: StageShape, teacher: StageShape) -> nn.Module:

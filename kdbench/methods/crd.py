@@ -50,9 +50,9 @@ class CRD(Method[CRDOptions]):
         url="https://arxiv.org/abs/1910.10699",
         code="HobbitLong/RepDistiller@b84f547",
         deviations="As in the reference, scores are divided by a constant Z from the first step, which the paper does "
-        "not have; each image's negatives are a uniform draw, but the images of a batch take them from one random "
-        "permutation, from starts of their own; a vector of length 0 stays 0 instead of 0/0; a mixed image counts as "
-        "its own image, not as its partner.",
+        "not have; where a batch is split, Z is that of its first part; each image's negatives are a uniform draw, but "
+        "the images of a batch take them from one random permutation, from starts of their own; a vector shorter than "
+        "1e-6 becomes 0 instead of 0/0; a mixed image counts as its own image, not as its partner.",
     )
     options_type = CRDOptions
     published = LossWeights(ce=1.0, kd=0.0)

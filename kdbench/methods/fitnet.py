@@ -15,7 +15,7 @@ from kdbench.types import Context, LossWeights, PairInfo, Source, Taps, Term
 
 
 class FitNetOptions(Options):
-    """Where the hint is taken and how much it counts; family fair_baseline has the published values, too."""
+    """Where the hint is taken and how much it counts; under fair_baseline the published values hold, too."""
 
     weight: float = Field(100.0, ge=0, description="weight of the hint term")
     stage: int = Field(2, ge=0, description="stage of both networks whose maps are compared; 0 is the stem")

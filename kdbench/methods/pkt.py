@@ -18,7 +18,12 @@ _EPS = 1e-7  # added to lengths and to probabilities in the logarithm
 class PKTOptions(Options):
     """Weight of the term."""
 
-    weight: float = Field(30000.0, ge=0, description="weight of the divergence, a mean over all pairs of images")
+    weight: float = Field(
+        30000.0,
+        ge=0,
+        description="weight of the divergence, a mean over all pairs of images in a forward pass: its size falls with "
+        "their number",
+    )
 
 
 class PKT(Method[PKTOptions]):

@@ -41,8 +41,8 @@ class SimKD(Method[SimKDOptions]):
         code="DefangChen/SimKD@2b389c3",
         deviations="The target is the map the teacher pools; the reference takes the last stage's output, which its "
         "classifier does not fit where layers lie in between (WRN, MobileNetV2, ShuffleNetV2). Under an anchor that "
-        "fixes CE and KD weights (published: 0) these train the student's own classifier, which is not deployed. Mean "
-        "instead of the paper's sum of squares.",
+        "fixes CE and KD weights (published: 0) these train the student, and with it a classifier of its own that is "
+        "not deployed. Mean instead of the paper's sum of squares.",
     )
     options_type = SimKDOptions
     published = LossWeights(ce=0.0, kd=0.0)

@@ -19,7 +19,12 @@ LAST = Taps((-1,))
 class SPOptions(Options):
     """Weight of the term."""
 
-    weight: float = Field(3000.0, ge=0, description="weight of the similarity term")
+    weight: float = Field(
+        3000.0,
+        ge=0,
+        description="weight of the similarity term, a mean over all pairs of images in a forward pass: its size falls "
+        "with their number",
+    )
 
 
 class SP(Method[SPOptions]):
