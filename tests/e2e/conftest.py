@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,3 +72,9 @@ def undisturbed(finished: Any, probe_site: Path, tmp_path_factory: pytest.TempPa
         outcome = commandline.kdbench("run", *place.cells("student,probe", 1), "--threads", 1, "--executor", "inline")
     assert outcome.code == 0, outcome
     return place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let children hear Ctrl-C: a shell that starts this in the background has it ignored, and they inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
