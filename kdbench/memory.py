@@ -35,7 +35,7 @@ def teacher_flops(plan: Plan, registry: Registry) -> dict[str, int]:
 @cache
 def _cost(backbone: Backbone, classes: int, image: StageShape) -> NetworkCost:
     with torch.device("meta"):
-        network = backbone.build(classes, image.channels)
+        network = backbone.build(classes, image)
     return cost_of(network, image)
 
 

@@ -33,7 +33,7 @@ from kdbench.method import (
     total,
 )
 from kdbench.schedule import loss_protocol
-from kdbench.types import Context, Features, NetworkInfo, Taps
+from kdbench.types import Context, Features, NetworkInfo, StageShape, Taps
 
 REAL_BATCH = 4  # images of the second try, with numbers
 
@@ -70,7 +70,7 @@ class Extras:
         """Return a network in its mode, and what it says of the images."""
         key = (backbone, info.classes, tuple(images.shape), training, taps.pre_activation)
         if key not in self._met:
-            network = backbone.build(info.classes, images.shape[1]).train(training)
+            network = backbone.build(info.classes, StageShape(tuple(images.shape[1:]))).train(training)
             if not training:
                 network.requires_grad_(requires_grad=False)
             self._met[key] = network, network(images, Taps("all", taps.pre_activation, embedding=True))

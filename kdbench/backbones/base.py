@@ -126,9 +126,18 @@ class Network(nn.Module):
 
 
 class Build(Protocol):
-    """Constructor of a network with random weights."""
+    """Constructor of a network for images of one shape: some networks have another stem for small images."""
 
-    def __call__(self, num_classes: int, in_channels: int) -> Network: ...
+    def __call__(self, num_classes: int, image: StageShape) -> Network: ...
+
+
+def by_channels(build: Callable[[int, int], Network]) -> Build:
+    """Return the constructor of a network that takes images of any size.
+
+    Args:
+        build: Called with (num_classes, in_channels).
+    """
+    return lambda num_classes, image: build(num_classes, image.channels)
 
 
 @dataclass(frozen=True)
@@ -138,20 +147,29 @@ class Backbone:
     Args:
         name: Registered name.
         family: Family it belongs to, e.g. ``resnet-cifar``.
-        build: Called with (num_classes, in_channels); libraries are imported inside it, not before.
+        build: Called with (num_classes, image shape); libraries are imported inside it, not before. Random weights.
         source: Paper or reference implementation.
         min_size: Smallest input height and width in pixels.
         multiple_of: Input height and width must be a multiple of this.
         channels_last: Whether the channels-last memory format is the faster one on CPU and GPU.
+        native_size: Height and width in pixels the network was designed for.
+        square: Whether height and width must be equal.
+        build_pretrained: Like ``build``, with published weights in all but the head; None = there are none. Raises
+            ConfigError if they cannot be had.
+        pretrained: Whether a student starts with the published weights.
     """
 
     name: str
     family: str
-    build: Callable[[int, int], Network] = field(repr=False)
+    build: Build = field(repr=False)
     source: Source = field(repr=False)
     min_size: int = 8
     multiple_of: int = 1
     channels_last: bool = True
+    native_size: int = 32
+    square: bool = False
+    build_pretrained: Build | None = field(default=None, repr=False)
+    pretrained: bool = False
 
     def unfit(self, image: StageShape) -> str | None:
         """Return why images of this shape cannot be used, or None."""
@@ -161,12 +179,14 @@ class Backbone:
                     f"backbone '{self.name}' needs height and width of at least {self.min_size} pixels that are "
                     f"multiples of {self.multiple_of}; the images are {image}"
                 )
+        if self.square and image.height != image.width:
+            return f"backbone '{self.name}' needs images as high as wide; these are {image}"
         return None
 
     def info(self, num_classes: int, image: StageShape) -> NetworkInfo:
         """Return stage shapes, embedding width and parameter count from a dry run without memory or weights."""
         with torch.device("meta"), torch.no_grad():
-            network = self.build(num_classes, image.channels).eval()
+            network = self.build(num_classes, image).eval()
             features = network(torch.empty(2, *image.dims), Taps("all", embedding=True))
         assert features.embedding is not None
         return NetworkInfo(

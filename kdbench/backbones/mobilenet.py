@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, Network, head_at
+from kdbench.backbones.base import Backbone, Network, by_channels, head_at
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
 
@@ -101,4 +101,4 @@ class MobileNetV2(Network):
 @hookimpl
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
-    return [Backbone("MobileNetV2", "mobilenet-v2", partial(MobileNetV2, 0.5), SOURCE, min_size=16)]
+    return [Backbone("MobileNetV2", "mobilenet-v2", by_channels(partial(MobileNetV2, 0.5)), SOURCE, min_size=16)]

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, head_at
+from kdbench.backbones.base import Backbone, by_channels, head_at
 from kdbench.backbones.staged import StagedNetwork
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
@@ -66,4 +66,4 @@ class CifarResNet(StagedNetwork):
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
     for name, size in SIZES.items():
-        yield Backbone(name, "resnet-cifar", partial(CifarResNet, *size), SOURCE, min_size=4)
+        yield Backbone(name, "resnet-cifar", by_channels(partial(CifarResNet, *size)), SOURCE, min_size=4)

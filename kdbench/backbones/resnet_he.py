@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, head_at
+from kdbench.backbones.base import Backbone, by_channels, head_at
 from kdbench.backbones.staged import StagedNetwork
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
@@ -54,4 +54,4 @@ class HeResNet(StagedNetwork):
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
     for depth in DEPTHS:
-        yield Backbone(f"resnet{depth}_he", "resnet-he", partial(HeResNet, depth), SOURCE, min_size=4)
+        yield Backbone(f"resnet{depth}_he", "resnet-he", by_channels(partial(HeResNet, depth)), SOURCE, min_size=4)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, head_at
+from kdbench.backbones.base import Backbone, by_channels, head_at
 from kdbench.backbones.staged import StagedNetwork
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
@@ -84,4 +84,4 @@ def kdbench_backbones() -> Iterable[Backbone]:
         ("ResNet18", partial(ImageNetResNet, Block, (2, 2, 2, 2))),
         ("ResNet50", partial(ImageNetResNet, Bottleneck, (3, 4, 6, 3))),
     ):
-        yield Backbone(name, "resnet-imagenet", build, SOURCE)
+        yield Backbone(name, "resnet-imagenet", by_channels(build), SOURCE)

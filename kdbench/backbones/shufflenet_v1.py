@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, head_at
+from kdbench.backbones.base import Backbone, by_channels, head_at
 from kdbench.backbones.staged import StagedNetwork
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
@@ -76,4 +76,4 @@ class ShuffleNet(StagedNetwork):
 @hookimpl
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
-    return [Backbone("ShuffleV1", "shufflenet-v1", ShuffleNet, SOURCE)]
+    return [Backbone("ShuffleV1", "shufflenet-v1", by_channels(ShuffleNet), SOURCE)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, head_at
+from kdbench.backbones.base import Backbone, by_channels, head_at
 from kdbench.backbones.shufflenet_v1 import shuffle
 from kdbench.backbones.staged import StagedNetwork
 from kdbench.hooks import hookimpl
@@ -107,4 +107,4 @@ class ShuffleNetV2(StagedNetwork):
 @hookimpl
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
-    return [Backbone("ShuffleV2", "shufflenet-v2", ShuffleNetV2, SOURCE)]
+    return [Backbone("ShuffleV2", "shufflenet-v2", by_channels(ShuffleNetV2), SOURCE)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, Network, head_at
+from kdbench.backbones.base import Backbone, Network, by_channels, head_at
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
 
@@ -79,4 +79,4 @@ class VGG(Network):
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
     for name, depths in DEPTHS.items():
-        yield Backbone(name, "vgg", partial(VGG, depths), SOURCE)
+        yield Backbone(name, "vgg", by_channels(partial(VGG, depths)), SOURCE)

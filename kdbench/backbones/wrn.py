@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones import layers
-from kdbench.backbones.base import Backbone, Network, head_at
+from kdbench.backbones.base import Backbone, Network, by_channels, head_at
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
 
@@ -93,4 +93,6 @@ class WideResNet(Network):
 def kdbench_backbones() -> Iterable[Backbone]:
     """Return the networks of this family."""
     for depth, widen in SIZES:
-        yield Backbone(f"wrn_{depth}_{widen}", "wrn", partial(WideResNet, depth, widen), SOURCE, min_size=4)
+        yield Backbone(
+            f"wrn_{depth}_{widen}", "wrn", by_channels(partial(WideResNet, depth, widen)), SOURCE, min_size=4
+        )

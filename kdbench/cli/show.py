@@ -188,7 +188,7 @@ def _show_backbone(name: str, registry: Any, size: int) -> None:
         raise ConfigError(reason)
     info = backbone.info(100, image)
     with torch.device("meta"):
-        cost = cost_of(backbone.build(100, 3), image)
+        cost = cost_of(backbone.build(100, image), image)
     click.echo(f"backbone {name} ({backbone.family}); {backbone.source.title} ({backbone.source.year})")
     click.echo(f"at {image}, 100 classes: {info.parameters:,} parameters, {cost.flops:,} FLOPs per image")
     click.echo(f"stages {', '.join(map(str, info.stages))}; embedding {info.embedding}")

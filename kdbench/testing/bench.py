@@ -250,7 +250,7 @@ def _teacher(name: str, index: int) -> Network:
 
 def _seeded(backbone: Backbone, name: str) -> Network:
     torch.manual_seed(stream(0, "init", name))
-    return backbone.build(CLASSES, 3)
+    return backbone.build(CLASSES, StageShape((3, 32, 32)))
 
 
 def _fitting_size(backbones: Iterable[Backbone]) -> int:

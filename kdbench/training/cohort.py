@@ -148,7 +148,7 @@ def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace, 
             f"{len(data.info.classes)} (or other names); use a teacher of this dataset: kdbench teacher list"
         )
     backbone = workplace.registry.backbones[manifest.backbone]
-    network = load_teacher(workplace.teachers, manifest, backbone)
+    network = load_teacher(workplace.teachers, manifest, backbone, data.info.image)
     network.place(workplace.machine.device, channels_last=layout and backbone.channels_last)
     return network
 
@@ -167,7 +167,7 @@ def _start(
     registry, device, info = workplace.registry, workplace.machine.device, data.info
     anchor = apply_deviations(spec.anchor, spec.deviations)
     backbone = registry.backbones[spec.student]
-    student = new_network(backbone, len(info.classes), info.image.channels, spec.seed)
+    student = new_network(backbone, len(info.classes), info.image, spec.seed)
     student.set_normalisation(data.mean, data.std)
     student.place(device, channels_last=anchor.step.channels_last and backbone.channels_last)
     shapes = [network_info(name, len(info.classes), info.image, registry) for name in (spec.student, *spec.teachers)]

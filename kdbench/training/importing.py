@@ -210,7 +210,7 @@ def _fit(foreign: Foreign, state: dict[str, Tensor], info: DatasetInfo, place: W
             "--backbone, or rename keys with --map"
         )
     name = fitting[0] if fitting else names[0]
-    network = registry.backbones[name].build(len(info.classes), info.image.channels)
+    network = registry.backbones[name].build(len(info.classes), info.image)
     fit_state(network, _with_counters(state, network), f"{foreign.file}: backbone '{name}'")
     return name, network
 
@@ -219,7 +219,7 @@ def _same_keys(name: str, state: dict[str, Tensor], info: DatasetInfo, place: Wo
     backbone = place.registry.backbones[name]
     try:
         with torch.device("meta"):
-            own = backbone.build(len(info.classes), info.image.channels).state_dict()
+            own = backbone.build(len(info.classes), info.image).state_dict()
     except Exception:  # one that lacks its library does not keep the others from being found
         return False
     wanted = {key: tensor.shape for key, tensor in own.items() if not key.endswith(_COUNTER)}

@@ -12,23 +12,29 @@ from kdbench.backbones.base import Backbone, Network
 from kdbench.errors import ConfigError
 from kdbench.seeds import stream
 from kdbench.training.precision import autocast, in_float32
-from kdbench.types import Features, Taps
+from kdbench.types import Features, StageShape, Taps
 
 
-def new_network(backbone: Backbone, classes: int, channels: int, seed: int) -> Network:
-    """Return a network with the initial weights of a seed: the same for every method."""
+def new_network(backbone: Backbone, classes: int, image: StageShape, seed: int) -> Network:
+    """Return a network with the initial weights of a seed: the same for every method.
+
+    Raises:
+        ConfigError: If it starts with published weights and they cannot be had.
+    """
+    build = backbone.build_pretrained if backbone.pretrained else backbone.build
+    assert build is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "init", backbone.name))
-        return backbone.build(classes, channels)
+        return build(classes, image)
 
 
-def load_teacher(store: TeacherStore, manifest: TeacherManifest, backbone: Backbone) -> Network:
-    """Return a teacher as its artefact stores it, frozen and in eval mode.
+def load_teacher(store: TeacherStore, manifest: TeacherManifest, backbone: Backbone, image: StageShape) -> Network:
+    """Return a teacher as its artefact stores it, frozen and in eval mode, for the images it was made for.
 
     Raises:
         KdbenchError: If the weights are corrupt or do not fit the backbone.
     """
-    network = backbone.build(len(manifest.classes), manifest.in_channels)
+    network = backbone.build(len(manifest.classes), image)
     fit_state(network, store.weights(manifest), f"teacher '{manifest.name}'")
     network.set_normalisation(manifest.mean, manifest.std)
     return network.eval().requires_grad_(requires_grad=False)

@@ -8,9 +8,14 @@ from kdbench.spec import RunSpec
 TEACHER_SEED = 0  # one teacher per recipe: students' seeds must not change it
 
 
+def path_name(backbone: str) -> str:
+    """Return a backbone's name as it stands in paths, which have no colon."""
+    return backbone.replace(":", "-")
+
+
 def recipe_name(backbone: str, anchor: Anchor, seed: int = TEACHER_SEED) -> str:
     """Return the name of the artefact that a recipe makes."""
-    return f"{backbone}-{anchor.label}-seed{seed}"
+    return f"{path_name(backbone)}-{anchor.label}-seed{seed}"
 
 
 def artefact_names(spec: RunSpec) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.networks import load_teacher
 from kdbench.training.results import learned_nothing_below, outcome
 from kdbench.training.runs import now
-from kdbench.training.teacher_names import TEACHER_SEED, recipe_name
+from kdbench.training.teacher_names import TEACHER_SEED, path_name, recipe_name
 
 TRAINING = "training"
 _REMEDY = "equal runs end equally: use an anchor that trains it, or import a teacher"
@@ -53,7 +53,7 @@ class Recipe:
             method_version=Supervised.version,
             plugin=PluginRef(distribution="kdbench", version=__version__),
             options={},
-            pair=self.backbone,
+            pair=path_name(self.backbone),
             student=self.backbone,
             teachers=(),
             dataset=self.dataset,
@@ -166,9 +166,9 @@ def verify_teacher(manifest: TeacherManifest, workplace: Workplace, batch_size: 
         KdbenchError: If the weights are corrupt or the accuracy is not the recorded one.
     """
     backbone = workplace.registry.backbones[manifest.backbone]
-    network = load_teacher(workplace.teachers, manifest, backbone)
-    network.place(workplace.machine.device, channels_last=backbone.channels_last)
     source = open_source(manifest.dataset.name, workplace.registry, workplace.data_root)
+    network = load_teacher(workplace.teachers, manifest, backbone, source.info.image)
+    network.place(workplace.machine.device, channels_last=backbone.channels_last)
     if source.info.fingerprint != manifest.dataset.fingerprint:
         raise KdbenchError(
             f"teacher '{manifest.name}': dataset '{manifest.dataset.name}' has changed since it was made (content "

@@ -42,7 +42,7 @@ class NoTest(Source):
 def network(registry: Registry, name: str) -> Network:
     """Return a network with random weights."""
     torch.manual_seed(0)
-    built = registry.backbones[name].build(CLASSES, 3)
+    built = registry.backbones[name].build(CLASSES, StageShape((3, 32, 32)))
     built.set_normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
     built.place(CPU, channels_last=True)
     return built

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdbench.registry import load
 from kdbench.training.importing import CONSTANTS
+from kdbench.types import StageShape
 
 State = dict[str, Tensor]
 BACKBONE = "resnet8_w4"
@@ -23,6 +24,7 @@ TWIN = """
 import dataclasses
 import kdbench
 from kdbench.backbones import resnet_cifar
+from kdbench.types import StageShape
 
 @kdbench.hookimpl
 def kdbench_backbones():
@@ -38,7 +40,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
     images = (images * torch.rand(90, 3, 1, 1, generator=generator)).to(torch.uint8)  # colours, to tell them apart
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        network = load().backbones[BACKBONE].build(3, 3).eval()
+        network = load().backbones[BACKBONE].build(3, StageShape((3, 32, 32))).eval()
     network.set_normalisation(*CONSTANTS["imagenet"])
     with torch.no_grad():
         for parameter in network.parameters():

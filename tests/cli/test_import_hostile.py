@@ -17,8 +17,9 @@ from commandline import failure
 from kdbench.errors import ConfigError
 from kdbench.registry import load
 from kdbench.training.importing import read_state
+from kdbench.types import StageShape
 
-STATE = load().backbones["resnet8_w4"].build(10, 1).state_dict()
+STATE = load().backbones["resnet8_w4"].build(10, StageShape((1, 32, 32))).state_dict()
 
 
 class Touch:

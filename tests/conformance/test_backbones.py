@@ -40,7 +40,7 @@ def random_images(backbone: Backbone, channels: int = 3, at_least: int = 16) -> 
 
 def build(backbone: Backbone, channels: int = 3, seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return backbone.build(CLASSES, channels)
+    return backbone.build(CLASSES, StageShape((channels, 32, 32)))
 
 
 @pytest.fixture(scope="module", params=BACKBONES, ids=lambda backbone: backbone.name)

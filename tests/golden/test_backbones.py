@@ -45,7 +45,7 @@ def _one_thread() -> None:
 def trained_features(name: str, size: int = 32) -> tuple[Network, Features]:
     """Run one training-mode batch, so that BN sees real statistics and signs are not those of an untrained scale."""
     torch.manual_seed(0)
-    network = BACKBONES[name].build(100, 3).train()
+    network = BACKBONES[name].build(100, StageShape((3, 32, 32))).train()
     with torch.no_grad():
         return network, network(torch.randn(2, 3, size, size), EVERYTHING)
 
@@ -69,7 +69,7 @@ def test_counts_and_shapes(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if "n_conv" in entry])
 def test_layers(name: str) -> None:
     with torch.device("meta"):
-        modules = list(BACKBONES[name].build(100, 3).modules())
+        modules = list(BACKBONES[name].build(100, StageShape((3, 32, 32))).modules())
     convolutions = [m for m in modules if isinstance(m, nn.Conv2d)]
     norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
     want = MODELS[name]
@@ -147,7 +147,10 @@ KEYS = {
 @pytest.mark.parametrize("name", KEYS)
 def test_key_names(name: str) -> None:
     with torch.device("meta"):
-        assert sorted(set(KEYS[name].split()) - BACKBONES[name].build(100, 3).state_dict().keys()) == []
+        assert (
+            sorted(set(KEYS[name].split()) - BACKBONES[name].build(100, StageShape((3, 32, 32))).state_dict().keys())
+            == []
+        )
 
 
 def test_narrow_networks_for_small_images() -> None:
@@ -178,7 +181,7 @@ def first_images(per_class: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet56"])
 def test_published_weights_load_and_classify(name: str) -> None:
-    network = BACKBONES[f"{name}_he"].build(10, 3).eval()
+    network = BACKBONES[f"{name}_he"].build(10, StageShape((3, 32, 32))).eval()
     network.load_state_dict(published(name), strict=True)
     network.set_normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     images, labels = first_images(per_class=20)

@@ -497,7 +497,7 @@ def test_pitfall_04_scores_use_the_stale_bank_of_the_other_network_and_one_z_als
 def trained_once(name: str) -> Network:
     """Return a network in eval mode whose normalisation layers are not the identity."""
     torch.manual_seed(0)
-    network = KNOWN.backbones[name].build(CLASSES, 3)
+    network = KNOWN.backbones[name].build(CLASSES, StageShape((3, 32, 32)))
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.weight, 1.0, 0.1)
@@ -577,7 +577,7 @@ def test_pitfall_05_methods_take_the_students_maps_as_they_are(name: str) -> Non
 @torch.no_grad()
 def test_pitfall_06_taps_do_not_change_what_batchnorm_learns(name: str) -> None:
     torch.manual_seed(0)
-    plain = KNOWN.backbones[name].build(CLASSES, 3).train()
+    plain = KNOWN.backbones[name].build(CLASSES, StageShape((3, 32, 32))).train()
     tapped = copy.deepcopy(plain)
     for _ in range(2):
         one, other = plain(images()), tapped(images(), EVERYTHING)

@@ -21,6 +21,7 @@ from kdbench.records import EpochReport, Record
 from kdbench.store import EPOCHS, PREDICTIONS, WEIGHTS
 from kdbench.training.results import deployed_weights
 from kdbench.training.trainer import Interrupted
+from kdbench.types import StageShape
 
 LONG: dict[str, Any] = {"schedule__epochs": 7}
 TEST_IMAGES = 599
@@ -38,7 +39,7 @@ def restored(lab: Any, folder: Any) -> Network:
     """Return a fresh network with what the run exported."""
     with safe_open(folder.path / WEIGHTS, "pt") as file:
         about = file.metadata()
-    network: Network = lab.place.registry.backbones[about["backbone"]].build(10, 1)
+    network: Network = lab.place.registry.backbones[about["backbone"]].build(10, StageShape((1, 32, 32)))
     network.load_state_dict(load_file(folder.path / WEIGHTS))
     network.set_normalisation(*([float(v) for v in about[key].split()] for key in ("mean", "std")))
     return network.eval()
@@ -152,7 +153,9 @@ def test_a_teacher_pass_is_shared_in_cost(lab: Any) -> None:
 def test_a_deployed_helper_is_exported_and_counted(lab: Any) -> None:
     record, folder = run(lab, "toy_head")
     assert record.cost is not None
-    student = sum(p.numel() for p in lab.place.registry.backbones["resnet8_w4"].build(10, 1).parameters())
+    student = sum(
+        p.numel() for p in lab.place.registry.backbones["resnet8_w4"].build(10, StageShape((1, 32, 32))).parameters()
+    )
     assert record.cost.deployed_parameters == student + 16 * 10 + 10
     assert record.cost.train_only_parameters == 16 * 3 + 3
     assert {"head.weight", "student.conv1.weight"} < load_file(folder.path / WEIGHTS).keys()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdbench.backbones.base import Network
 from kdbench.registry import Registry
-from kdbench.types import Taps
+from kdbench.types import StageShape, Taps
 
 # A network of each family, and the modules it has behind its deepest stage.
 TAILS = {
@@ -31,7 +31,7 @@ def test_no_family_is_left_out(registry: Registry) -> None:
 @pytest.mark.parametrize("name", TAILS)
 def test_the_tail_continues_from_the_deepest_stage(registry: Registry, name: str) -> None:
     torch.manual_seed(0)
-    network = registry.backbones[name].build(7, 3).train()
+    network = registry.backbones[name].build(7, StageShape((3, 32, 32))).train()
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         network(images)  # so that BN statistics are not the initial ones
@@ -46,7 +46,7 @@ def test_the_tail_continues_from_the_deepest_stage(registry: Registry, name: str
 
 @pytest.mark.parametrize("name", TAILS)
 def test_the_tail_shares_its_weights_and_holds_no_stage(registry: Registry, name: str) -> None:
-    network = registry.backbones[name].build(7, 3)
+    network = registry.backbones[name].build(7, StageShape((3, 32, 32)))
     names = {id(tensor): key for key, tensor in (*network.named_parameters(), *network.named_buffers())}
     final, head = network.tail()
     held = {names[id(tensor)] for part in (final, head) for tensor in (*part.parameters(), *part.buffers())}
@@ -54,7 +54,7 @@ def test_the_tail_shares_its_weights_and_holds_no_stage(registry: Registry, name
 
 
 def test_asking_for_the_tail_changes_nothing(registry: Registry) -> None:
-    network = registry.backbones["wrn_16_1"].build(7, 3).train()
+    network = registry.backbones["wrn_16_1"].build(7, StageShape((3, 32, 32))).train()
     keys = list(network.state_dict())
     network.tail()
     assert list(network.state_dict()) == keys

@@ -49,7 +49,7 @@ def test_networks_of_a_pair_take_its_images_and_the_teacher_computes_more(regist
     assert student.unfit(image) is None
     assert teacher.unfit(image) is None
     # Operations, not parameters: grouped convolutions have many parameters for little arithmetic.
-    ours, theirs = (flops_of(b.build(10, image.channels).to("meta"), image) for b in (student, teacher))
+    ours, theirs = (flops_of(b.build(10, image).to("meta"), image) for b in (student, teacher))
     assert ours < theirs
 
 
