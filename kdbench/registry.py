@@ -13,7 +13,7 @@ import logging
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 import pluggy
 
 from kdbench import __version__, hooks
-from kdbench.backbones.base import Backbone
+from kdbench.backbones.base import Backbone, Library
 from kdbench.config.pairs import load_pair
 from kdbench.datasets.base import Dataset
 from kdbench.errors import ConfigError, PluginError, unknown
@@ -86,7 +86,7 @@ class Table(Generic[T]):
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
 
     def owner(self, name: str) -> Plugin:
@@ -107,6 +107,36 @@ class Table(Generic[T]):
         return self._entries[name]
 
 
+class Backbones(Table[Backbone]):
+    """Backbones by name, and those of libraries as ``LIBRARY:MODEL``: the library is imported when one is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("backbone")
+        self.libraries: Table[Library] = Table("library of backbones")
+        self._opened: dict[str, Backbone] = {}
+
+    def owner(self, name: str) -> Plugin:
+        """Return the plugin that brought a backbone, or its library."""
+        return self.libraries.owner(name.partition(":")[0]) if ":" in name else super().owner(name)
+
+    def __getitem__(self, name: str) -> Backbone:
+        library, colon, model = name.partition(":")
+        if not colon:
+            return super().__getitem__(name)
+        if name not in self._opened:
+            if library not in self.libraries:
+                known = [f"{known}:MODEL" for known in self.libraries]
+                raise ConfigError(unknown("library of backbones", library, known))
+            self._opened[name] = self.libraries[library].open(model)
+        return self._opened[name]
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return bool(self[name])
+        except ConfigError:
+            return False
+
+
 class Registry:
     """All plugins of this process and what they bring.
 
@@ -120,18 +150,28 @@ class Registry:
         self._failed: set[tuple[str, str]] = set()
         self.plugins = tuple(plugins)
         self.methods: Table[type[AnyMethod]] = Table("method")
-        self.backbones: Table[Backbone] = Table("backbone")
+        self.backbones = Backbones()
         self.datasets: Table[Dataset] = Table("dataset")
         self.pairs: Table[Pair] = Table("pair")
         self.anchors: Table[Path] = Table("anchor")
         by_name = {plugin.name: plugin for plugin in self.plugins}
         self._fill(manager, by_name, "kdbench_methods", self.methods, lambda m: m.name)
-        self._fill(manager, by_name, "kdbench_backbones", self.backbones, lambda b: b.name)
+        for value, owner in self._returned(manager, by_name, "kdbench_backbones"):
+            self._add_backbone(value, owner)
         self._fill(manager, by_name, "kdbench_datasets", self.datasets, lambda d: d.name)
         self._fill(manager, by_name, "kdbench_anchors", self.anchors, lambda path: path.stem)
         for file, owner in self._returned(manager, by_name, "kdbench_pairs"):
-            pair = load_pair(Path(file), self.backbones.as_mapping(), self.datasets.as_mapping())
+            pair = load_pair(Path(file), self.backbones, self.datasets)
             self.pairs.add(pair.name, pair, owner)
+
+    def _add_backbone(self, value: Backbone | Library, owner: Plugin) -> None:
+        if isinstance(value, Library):
+            self.backbones.libraries.add(value.name, value, owner)
+        elif isinstance(value, Backbone):
+            self.backbones.add(value.name, value, owner)
+        else:
+            problem = f"kdbench_backbones returned {value!r}, which is no backbone"
+            raise PluginError(_blame(owner.name, owner.distribution, problem, TypeError(type(value).__name__)))
 
     def _fill(
         self,

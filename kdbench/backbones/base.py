@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.backbones.layers import global_pool
+from kdbench.backbones.recompute import recomputed
+from kdbench.errors import ConfigError, KdbenchError
 from kdbench.types import Features, NetworkInfo, Source, StageShape, Taps
 
 
@@ -30,10 +32,14 @@ class Network(nn.Module):
     :func:`head_at`) and implements :meth:`run_stage`, and :meth:`final_layers` if there are any (or :meth:`embed`, if
     it is more than these and mean pooling). Images arrive in [0, 1]; the network normalises them itself, so a teacher
     trained with other constants than the student's works unchanged.
+
+    With ``checkpointing`` set, what lies inside stages is computed again in the backward pass instead of kept: less
+    memory, more time, the same numbers.
     """
 
     stage_count: int
     embedding_dim: int
+    recomputes_blocks = False  # whether run_stage sees to checkpointing itself, in smaller parts than a stage
     head: nn.Module
     mean: Tensor
     std: Tensor
@@ -42,6 +48,7 @@ class Network(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.memory_format = torch.contiguous_format
+        self.checkpointing = False
         # Not part of the state dict: foreign checkpoints have no such keys, artefacts store them as metadata.
         self.register_buffer("mean", torch.zeros(1, in_channels, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, in_channels, 1, 1), persistent=False)
@@ -79,6 +86,11 @@ class Network(nn.Module):
             x = layer(x)
         return global_pool(x)
 
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Return the logits (N,C) of an embedding (N,D); in training, behind the network's dropout if it has any."""
+        logits: Tensor = self.head(embedding)
+        return logits
+
     def tail(self) -> tuple[nn.Sequential, nn.Module]:
         """Return what comes behind the deepest stage, (final layers, head); both share the network's weights.
 
@@ -101,6 +113,12 @@ class Network(nn.Module):
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
         return self.forward_from(0, normalised, taps)
 
+    def _stage(self, index: int, x: Tensor, *, pre: bool) -> tuple[Tensor | None, Tensor]:
+        whole = self.checkpointing and self.training and torch.is_grad_enabled() and not pre
+        if whole and not self.recomputes_blocks:
+            return None, recomputed(lambda y: self.run_stage(index, y, pre=False)[1], self, x)
+        return self.run_stage(index, x, pre=pre)
+
     def forward_from(self, stage: int, x: Tensor, taps: Taps = Taps()) -> Features:
         """Run stages ``stage``.. on ``x`` as if it were their input.
 
@@ -114,7 +132,7 @@ class Network(nn.Module):
         before: list[Tensor] = []
         for index in range(stage, self.stage_count):
             tapped = index in taps.stages
-            pre, x = self.run_stage(index, x, pre=tapped and taps.pre_activation)
+            pre, x = self._stage(index, x, pre=tapped and taps.pre_activation)
             if tapped:
                 after.append(x)
                 before.extend([] if pre is None else [pre])
@@ -122,7 +140,7 @@ class Network(nn.Module):
         # Shallow to deep and each once, like the outputs, in whatever order the taps name them.
         indices = tuple(index for index in range(stage, self.stage_count) if index in taps.stages)
         kept = embedding if taps.embedding else None
-        return Features(self.head(embedding), kept, tuple(after), tuple(before), indices)
+        return Features(self.classify(embedding), kept, tuple(after), tuple(before), indices)
 
 
 class Build(Protocol):
@@ -185,9 +203,17 @@ class Backbone:
 
     def info(self, num_classes: int, image: StageShape) -> NetworkInfo:
         """Return stage shapes, embedding width and parameter count from a dry run without memory or weights."""
-        with torch.device("meta"), torch.no_grad():
-            network = self.build(num_classes, image).eval()
-            features = network(torch.empty(2, *image.dims), Taps("all", embedding=True))
+        try:
+            with torch.device("meta"), torch.no_grad():
+                network = self.build(num_classes, image).eval()
+                features = network(torch.empty(2, *image.dims), Taps("all", embedding=True))
+        except KdbenchError:
+            raise
+        except Exception as error:  # other libraries' models say in their own ways which images they cannot take
+            raise ConfigError(
+                f"backbone '{self.name}': cannot be run on images of {image}: {type(error).__name__}: {error}; choose "
+                "another backbone or another dataset"
+            ) from error
         assert features.embedding is not None
         return NetworkInfo(
             name=self.name,
@@ -196,3 +222,18 @@ class Backbone:
             classes=num_classes,
             parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
         )
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library of networks: ``NAME:MODEL`` is a backbone for each of its models.
+
+    Args:
+        name: Registered name, e.g. ``timm``.
+        open: Called with the text after the colon; imports the library. Raises ConfigError for an unknown model.
+        description: One line for ``kdbench list backbones``.
+    """
+
+    name: str
+    open: Callable[[str], Backbone] = field(repr=False)
+    description: str = ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
@@ -17,6 +17,14 @@ from kdbench.types import Pair
 _HERE = Path(__file__).parent
 
 
+class Names(Protocol):
+    """Registered names: some, such as a library's models, are known only when they are asked for."""
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
 class PairFile(Section):
     """The keys of a pair file."""
 
@@ -27,7 +35,7 @@ class PairFile(Section):
     description: str = ""
 
 
-def load_pair(path: Path, backbones: Mapping[str, object], datasets: Mapping[str, object]) -> Pair:
+def load_pair(path: Path, backbones: Names, datasets: Names) -> Pair:
     """Return the pair a file describes.
 
     Raises:

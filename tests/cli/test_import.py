@@ -24,7 +24,6 @@ TWIN = """
 import dataclasses
 import kdbench
 from kdbench.backbones import resnet_cifar
-from kdbench.types import StageShape
 
 @kdbench.hookimpl
 def kdbench_backbones():
