@@ -149,8 +149,7 @@ class _Unpacking:
             tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
             _refuse_views(tensors, self.path)
             return self._split(tensors, role) if tensors else {}
-        roles = [key for key in inner if key in ROLES]
-        taken = roles if roles and inner[0] in ROLES else inner[:1]
+        taken = [key for key in ROLES if key in inner] if inner[0] in ROLES else inner[:1]
         self.helpers += [str(key) for key, value in tree.items() if key not in taken and _is_state(value)]
         parts: dict[str, State] = {}
         for key in taken:
