@@ -132,7 +132,7 @@ class _Unpacking:
         parts = self._networks(tree, "", 0)
         if not parts:
             tree = self.deepest
-            keys = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, Mapping) else type(tree).__name__
+            keys = some(map(str, tree), 8) if isinstance(tree, Mapping) else type(tree).__name__
             raise ConfigError(
                 f"{self.path}: no state dict in it (found: {keys}); known wrappers: {', '.join(_WRAPPERS)}"
             )
@@ -189,9 +189,9 @@ def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A few stored bytes can claim to be a tensor of any size by a stride of zero; a meta tensor has none at all."""
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ConfigError(f"{path}: {key}: not a plain dense tensor; save an unquantised, dense state dict")
+            raise ConfigError(f"{path}: {some([key])}: not a plain dense tensor; save an unquantised, dense state dict")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(f"{path}: {key}: claims {tuple(tensor.shape)}, more than the file holds; refused")
+            raise ConfigError(f"{path}: {some([key])}: claims {tuple(tensor.shape)}, more than the file holds; refused")
 
 
 def _below(state: State, prefix: str) -> State:
@@ -206,6 +206,6 @@ def _strip(state: State) -> State:
 
 
 def some(keys: Iterable[str], most: int = 6) -> str:
-    """Return the first of the keys, and how many more there are."""
-    listed = list(keys)
+    """Return the first of the keys, and how many more there are; what a terminal would obey is shown as ``?``."""
+    listed = ["".join(letter if letter.isprintable() else "?" for letter in key) for key in keys]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
