@@ -68,6 +68,7 @@ def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dataset", required=True, help="Dataset it was trained for: a name, npz:PATH or folder:PATH.")
 @click.option("--backbone", help="Backbone it fits [default: the only registered one that does].")
+@click.option("--part", help="Network of a file that holds several: student or teacher.")
 @click.option("--name", help="Name of the artefact [default: from the file name].")
 @click.option(
     "--normalisation", default="auto", show_default=True, metavar="NAME|M,M,M,S,S,S",
@@ -78,15 +79,15 @@ def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
 @_place
 @click.pass_obj
 def import_(
-    state: State, file: Path, dataset: str, backbone: str | None, name: str | None, normalisation: str,
-    mapping: Path | None, teachers: Path, data: Path, device: str, threads: int | None,
+    state: State, file: Path, dataset: str, backbone: str | None, part: str | None, name: str | None,
+    normalisation: str, mapping: Path | None, teachers: Path, data: Path, device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Make an artefact of a foreign checkpoint (.pt, .pth, .th, .safetensors); no code in it is run."""
     from kdbench.cli.workplaces import workplace
     from kdbench.training.importing import Foreign, import_teacher
 
     place = workplace(state, teachers, data, device, threads, None)
-    foreign = Foreign(file, dataset, backbone, name, normalisation, mapping)
+    foreign = Foreign(file, dataset, backbone, name, normalisation, mapping, part)
     manifest, notes = import_teacher(foreign, place)
     for note in notes:
         click.echo(note)

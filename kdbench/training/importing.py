@@ -1,23 +1,19 @@
-"""Importing foreign checkpoints: read without running code, stripped of wrappers, fitted to a backbone, measured."""
+"""Importing foreign checkpoints: one network chosen of what a file holds, fitted to a backbone, measured."""
 
 from __future__ import annotations
 
 import math
-import pickle
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from kdbench.artefacts import TeacherManifest, sha256_of
-from kdbench.backbones.base import Network
+from kdbench.backbones.base import Backbone, Network
 from kdbench.config.loading import read_yaml
 from kdbench.config.schema import Name
 from kdbench.datasets.base import DatasetInfo, Split
@@ -26,8 +22,11 @@ from kdbench.errors import ConfigError, ProblemList
 from kdbench.evaluation import TestSet, evaluate
 from kdbench.plan import dataset_ref, open_source
 from kdbench.training.cohort import Workplace
+from kdbench.training.foreign import Contents, State, read_checkpoint, some
+from kdbench.training.naming import ALIASES, claims, meant_by
 from kdbench.training.networks import fit_state
 from kdbench.training.teachers import write_artefact
+from kdbench.types import StageShape
 
 # Published input constants, (mean, std) per channel.
 CONSTANTS = {
@@ -37,11 +36,8 @@ CONSTANTS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "teacher", "student", "weights", "params")
-_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "net.", "network.", "teacher.", "student.")
 _COUNTER = "num_batches_tracked"
-_CODE = re.compile(r"(?:GLOBAL|unrecognized function|unsupported class) (\S+)")  # in torch's refusals
-_MOST_WRAPPERS = 8
+_MODEL = "model."
 _TRIED_IMAGES = 2000
 
 
@@ -50,12 +46,13 @@ class Foreign:
     """A checkpoint somebody else saved, and what is known of it.
 
     Args:
-        file: ``.safetensors``, or anything ``torch.load(weights_only=True)`` reads.
+        file: ``.safetensors``, or anything :func:`kdbench.training.foreign.read_checkpoint` reads.
         dataset: What it was trained for.
-        backbone: What it fits; None = the only registered backbone that does.
+        backbone: What it fits, by our name or another program's; None = the only registered backbone that does.
         name: Name of the artefact; None = from the file name.
         normalisation: A name, six numbers, or ``auto``.
         mapping: YAML file of renamed keys: key in the file -> key of the backbone.
+        part: Which network of a file that holds several; None = the only one, or the only one that fits the backbone.
     """
 
     file: Path
@@ -64,6 +61,7 @@ class Foreign:
     name: str | None = None
     normalisation: str = "auto"
     mapping: Path | None = None
+    part: str | None = None
 
 
 def import_teacher(foreign: Foreign, place: Workplace) -> tuple[TeacherManifest, list[str]]:
@@ -82,9 +80,10 @@ def import_teacher(foreign: Foreign, place: Workplace) -> tuple[TeacherManifest,
         if old.recipe_sha256 == digest:
             return old, [f"{name} was imported before from the same file; to import it otherwise, give --name"]
         raise ConfigError(f"teacher '{name}': exists already, from another file or recipe; give --name")
-    state = renamed(read_state(foreign.file), foreign.mapping)
-    backbone, network = _fit(foreign, state, info, place)
-    notes = [] if foreign.backbone else [f"fits backbone {backbone}"]
+    foreign, notes = _in_our_words(foreign, place)
+    contents = read_checkpoint(foreign.file)
+    part = _part(foreign, contents, info, place, notes)
+    backbone, network = _fit(foreign, contents, part, info, place, notes)
     backbone_entry = place.registry.backbones[backbone]
     network.place(place.machine.device, channels_last=backbone_entry.channels_last)
     notes += _normalise(network.eval(), foreign.normalisation, source.train(), info, place)
@@ -97,7 +96,7 @@ def import_teacher(foreign: Foreign, place: Workplace) -> tuple[TeacherManifest,
 
 
 def _artefact_name(foreign: Foreign) -> str:
-    name = foreign.name or foreign.file.stem
+    name = foreign.name or "-".join(filter(None, (foreign.file.stem, foreign.part)))
     try:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
@@ -107,81 +106,7 @@ def _artefact_name(foreign: Foreign) -> str:
         ) from error
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint under plain keys; nothing in the file is executed.
-
-    Raises:
-        ConfigError: If it is missing, damaged, holds code, or holds no state dict.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; give the path of a checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            tree: object = load_file(path)
-        else:
-            _check_archive(path)
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-    except ConfigError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ConfigError(f"{path}: {_why_unreadable(error)}") from error
-    return _strip(_unwrap(tree, path))
-
-
-def _why_unreadable(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and (found := _CODE.search(str(error))):
-        return (
-            f"holds more than tensors ({found[1]}), and kdbench runs no code from files; save only the state dict "
-            "(torch.save(model.state_dict(), ...)) with the program that made it"
-        )
-    detail = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:100]
-    return f"not a readable checkpoint (damaged or foreign): {type(error).__name__}: {detail}; get the file again"
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what torch does not look at: compressed entries, which expand without limit, and wrong checksums."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                raise ConfigError(f"{path}: a checkpoint with compressed entries is not one torch wrote; refused")
-            if bad := archive.testzip():
-                raise ConfigError(f"{path}: damaged: checksum of {bad} is wrong; get the file again")
-
-
-def _unwrap(tree: object, path: Path) -> dict[str, Tensor]:
-    for _ in range(_MOST_WRAPPERS):  # a pickle may hold itself
-        if not isinstance(tree, Mapping):
-            break
-        # Wrappers first: training programs put tensors such as the best accuracy beside the state dict.
-        inner = [tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)]
-        tensors = {str(key): value for key, value in tree.items() if isinstance(value, Tensor)}
-        if not inner and tensors:
-            _refuse_views(tensors, path)
-            return tensors
-        if not inner:
-            break
-        tree = inner[0]
-    keys = ", ".join(map(str, list(tree)[:8])) if isinstance(tree, Mapping) else type(tree).__name__
-    raise ConfigError(f"{path}: no state dict in it (found: {keys}); known wrappers: {', '.join(_WRAPPERS)}")
-
-
-def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A few stored bytes can claim to be a tensor of any size by a stride of zero; a meta tensor has none at all."""
-    for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ConfigError(f"{path}: {key}: not a plain dense tensor; save an unquantised, dense state dict")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(f"{path}: {key}: claims {tuple(tensor.shape)}, more than the file holds; refused")
-
-
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop prefixes that every key has, such as the ``module.`` of data-parallel training."""
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def renamed(state: dict[str, Tensor], mapping: Path | None) -> dict[str, Tensor]:
+def renamed(state: State, mapping: Path | None) -> State:
     """Return the state with the keys a YAML mapping renames.
 
     Raises:
@@ -191,42 +116,116 @@ def renamed(state: dict[str, Tensor], mapping: Path | None) -> dict[str, Tensor]
         return state
     table: dict[str, Any] = read_yaml(mapping)
     if missing := [key for key in table if key not in state]:
-        raise ConfigError(f"{mapping}: {missing[0]}: no such key in the checkpoint; it has {_some(state)}")
+        raise ConfigError(f"{mapping}: {missing[0]}: no such key in the checkpoint; it has {some(state)}")
     names = [str(table.get(key, key)) for key in state]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{mapping}: {twice[0]}: two keys of the checkpoint get this name; rename each to its own")
     return dict(zip(names, state.values(), strict=True))
 
 
-def _fit(foreign: Foreign, state: dict[str, Tensor], info: DatasetInfo, place: Workplace) -> tuple[str, Network]:
-    """Return the backbone the state fits, with the state loaded."""
+def _names(place: Workplace) -> list[str]:
+    # Those that start with published weights are the networks of others, by another name.
+    return [backbone.name for backbone in place.registry.backbones.values() if not backbone.pretrained]
+
+
+def _in_our_words(foreign: Foreign, place: Workplace) -> tuple[Foreign, list[str]]:
+    """Replace another program's name of a backbone by ours."""
+    names = _names(place)
+    ours = ALIASES.get(foreign.backbone or "")
+    if foreign.backbone in names or ours not in names:
+        return foreign, []
+    return replace(foreign, backbone=ours), [f"{foreign.backbone} is backbone {ours} here"]
+
+
+def _part(foreign: Foreign, contents: Contents, info: DatasetInfo, place: Workplace, notes: list[str]) -> str:
+    """Return which network of the file is meant; note how it was chosen, and what is left out beside it."""
+    parts = contents.parts
+    if foreign.part is not None and foreign.part not in parts:
+        held = "one network, whose part it does not say; leave --part out" if "" in parts else ", ".join(parts)
+        raise ConfigError(f"{foreign.file}: --part {foreign.part}: no such part in the file; it holds {held}")
+    if contents.helpers:
+        notes.append(
+            f"left out, as it is not part of the network: {some(contents.helpers)} (a network that was trained to be "
+            "used through it is worth little alone)"
+        )
+    if foreign.part is not None or len(parts) == 1:
+        return foreign.part or min(parts)
+    if foreign.backbone:
+        fitting = [part for part, state in parts.items() if _same_keys(foreign.backbone, state, info, place)]
+        if len(fitting) == 1:
+            notes.append(f"part {fitting[0]}: the only one that fits backbone {foreign.backbone}")
+            return fitting[0]
+    listed = (f"{part} ({_what_fits(state, info, place)})" for part, state in parts.items())
+    raise ConfigError(f"{foreign.file}: holds several networks: {', '.join(listed)}; say which with --part")
+
+
+def _what_fits(state: State, info: DatasetInfo, place: Workplace) -> str:
+    fitting = [name for name in _names(place) if _same_keys(name, state, info, place)]
+    return f"fits {' and '.join(fitting)}" if fitting else f"{len(state)} tensors, fits no registered backbone"
+
+
+def _fit(
+    foreign: Foreign, contents: Contents, part: str, info: DatasetInfo, place: Workplace, notes: list[str]
+) -> tuple[str, Network]:
+    """Return the backbone that a part fits, with its state loaded."""
     registry = place.registry
-    names = [foreign.backbone] if foreign.backbone else [b.name for b in registry.backbones.values()]
+    state = renamed(contents.parts[part], foreign.mapping)
+    names = [foreign.backbone] if foreign.backbone else _names(place)
     fitting = [name for name in names if _same_keys(name, state, info, place)]
+    if len(fitting) > 1:
+        fitting = _told_apart(fitting, foreign, contents, part, place, notes)
     if foreign.backbone is None and len(fitting) != 1:
         what = f"fits {', '.join(fitting)}" if fitting else "fits no registered backbone"
         raise ConfigError(
-            f"{foreign.file}: {what} with {len(info.classes)} classes; its keys: {_some(state)}; say which with "
+            f"{foreign.file}: {what} with {len(info.classes)} classes; its keys: {some(state)}; say which with "
             "--backbone, or rename keys with --map"
         )
     name = fitting[0] if fitting else names[0]
     network = registry.backbones[name].build(len(info.classes), info.image)
+    state = _as_ours(state, network.state_dict())
     fit_state(network, _with_counters(state, network), f"{foreign.file}: backbone '{name}'")
+    if foreign.backbone is None:
+        notes.append(f"fits backbone {name}")
     return name, network
 
 
-def _same_keys(name: str, state: dict[str, Tensor], info: DatasetInfo, place: Workplace) -> bool:
-    backbone = place.registry.backbones[name]
+def _told_apart(
+    fitting: list[str], foreign: Foreign, contents: Contents, part: str, place: Workplace, notes: list[str]
+) -> list[str]:
+    """Return the one of several equal backbones that file or folder names, or all of them if none is named."""
+    for where, text in claims(contents.options, part, foreign.file):
+        # Among all names, so that one of a backbone which does not fit is not taken for a shorter one which does.
+        named = meant_by(text, _names(place))
+        if named in fitting:
+            notes.append(f"fits {' and '.join(fitting)}; {where} says {named}")
+            return [named]
+    return fitting
+
+
+def _same_keys(name: str, state: State, info: DatasetInfo, place: Workplace) -> bool:
+    wanted = _shapes(place.registry.backbones[name], len(info.classes), info.image)
+    found = {key: tensor.shape for key, tensor in _as_ours(state, wanted).items() if not key.endswith(_COUNTER)}
+    return bool(wanted) and wanted == found
+
+
+@cache
+def _shapes(backbone: Backbone, classes: int, image: StageShape) -> dict[str, torch.Size]:
+    """Return the shapes of a network's state by key; none for one that cannot be built, which must not hide others."""
     try:
         with torch.device("meta"):
-            own = backbone.build(len(info.classes), info.image).state_dict()
-    except Exception:  # one that lacks its library does not keep the others from being found
-        return False
-    wanted = {key: tensor.shape for key, tensor in own.items() if not key.endswith(_COUNTER)}
-    return wanted == {key: tensor.shape for key, tensor in state.items() if not key.endswith(_COUNTER)}
+            own = backbone.build(classes, image).state_dict()
+    except Exception:
+        return {}
+    return {key: tensor.shape for key, tensor in own.items() if not key.endswith(_COUNTER)}
 
 
-def _with_counters(state: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
+def _as_ours(state: State, own: Iterable[str]) -> State:
+    """Return a library's state under our keys: there its model is a part of the network."""
+    inside = all(key.startswith(_MODEL) for key in own) and not any(key.startswith(_MODEL) for key in state)
+    return {f"{_MODEL}{key}": value for key, value in state.items()} if inside else state
+
+
+def _with_counters(state: State, network: Network) -> State:
     """Old checkpoints lack BatchNorm's step counters, which nothing here reads."""
     own = network.state_dict()
     return {**{key: own[key] for key in own if key.endswith(_COUNTER)}, **state}
@@ -267,8 +266,3 @@ def _constants(text: str, known: Mapping[str, Any], channels: int) -> tuple[tupl
             [f"--normalisation {text}: give {', '.join(known)}, auto, or {2 * channels} numbers: means, then stds > 0"]
         )
     return numbers[:channels], numbers[channels:]
-
-
-def _some(keys: Iterable[str], most: int = 6) -> str:
-    listed = list(keys)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -23,6 +23,7 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 commandline = _load("commandline", Path(__file__).with_name("commandline.py"))
+fieldnets = _load("fieldnets", Path(__file__).with_name("fieldnets.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from commandline import failure
 
 from kdbench.errors import ConfigError
 from kdbench.registry import load
-from kdbench.training.importing import read_state
+from kdbench.training.foreign import read_checkpoint
 from kdbench.types import StageShape
 
 STATE = load().backbones["resnet8_w4"].build(10, StageShape((1, 32, 32))).state_dict()
@@ -112,7 +112,7 @@ def test_any_damage_is_one_kind_of_error(legacy: bool) -> None:
         for damaged in (data[:place], flip):
             path.write_bytes(damaged)
             try:
-                read_state(path)
+                read_checkpoint(path)
             except ConfigError:
                 refused += 1
     assert refused > 150  # every truncation, and flips besides
