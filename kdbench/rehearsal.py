@@ -125,8 +125,8 @@ class Rehearsal:
         images = torch.rand(count, *info.image.dims)
         student, said = self.extras.meet(self.student, info.student, images, method.taps.student, training=True)
         taught = [
-            self.extras.meet(backbone, teacher, images, method.taps.teachers, training=False)
-            for backbone, teacher in zip(self.teachers, info.teachers, strict=True)
+            self.extras.meet(backbone, teacher, images, method.taps.of_teacher(index), training=False)
+            for index, (backbone, teacher) in enumerate(zip(self.teachers, info.teachers, strict=True))
             if method.uses_teacher
         ]
         labels = torch.arange(self.context.train_size) % info.student.classes
