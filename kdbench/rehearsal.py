@@ -138,7 +138,7 @@ class Rehearsal:
             index=torch.arange(count),
             student=said,
             teachers=tuple(features for _, features in taught),
-            protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs),
+            protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs, [b.name for b in self.teachers]),
             mix=Mix(labels[:count].flip(0), 0.7) if data.mixup_alpha or data.cutmix_alpha else None,
         )
         epochs = [self._rehearse(method, phase, batch) for phase in checked_phases(method)]

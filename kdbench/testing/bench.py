@@ -132,7 +132,7 @@ class Run:
             index=index,
             student=student,
             teachers=self._teach(images),
-            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs),
+            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs, bench.pair.teachers),
             epoch=epoch,
             progress=place.step / STEPS / epochs,
             mix=mix,

@@ -289,7 +289,7 @@ class Lane:
             index=inputs.index[part],
             student=student,
             teachers=tuple(teachers),
-            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs),
+            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs, self.spec.teachers),
             epoch=epoch,
             progress=(epoch + self.position.step / self.context.steps_per_epoch) / epochs,
             mix=mix,
