@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -31,9 +32,16 @@ def _form_of_weights(value: object) -> str:
     return "<by name>" if isinstance(value, dict) else "<in order>"
 
 
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")  # noqa: TRY004 (pydantic reports no TypeError)
+    return value
+
+
+_Weight = Annotated[Positive, BeforeValidator(_no_truth_value)]
 # Messages leave the tags out; without them each wrong weight would be wrong in both forms.
 TeacherWeights = Annotated[
-    Annotated[tuple[Positive, ...], Tag("<in order>")] | Annotated[dict[str, Positive], Tag("<by name>")],
+    Annotated[tuple[_Weight, ...], Tag("<in order>")] | Annotated[dict[str, _Weight], Tag("<by name>")],
     Discriminator(_form_of_weights),
 ]
 

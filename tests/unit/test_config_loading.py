@@ -353,6 +353,8 @@ def test_weights_of_teachers_in_order_or_by_name(write: Write, load_file: LoadFi
         ("{a: 1, b: -1}", "loss.teacher_weights.b is -1: input should be greater than 0"),
         ("{a: .inf}", "loss.teacher_weights.a is inf: input should be a finite number"),
         ("[1, 0]", "loss.teacher_weights.1 is 0: input should be greater than 0"),
+        ("{a: 1, b: yes}", "loss.teacher_weights.b is True: input should be a number"),
+        ("[1, no]", "loss.teacher_weights.1 is False: input should be a number"),
         ("heavy", "loss.teacher_weights is 'heavy': input should be a valid tuple"),
         ("3", "loss.teacher_weights is 3: input should be a valid tuple"),
     ],
