@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdbench.adapters import AdapterWidths as AdapterWidths
+    from kdbench.adapters import ChannelAdapter as ChannelAdapter
+    from kdbench.adapters import DistillAdapter as DistillAdapter
+    from kdbench.adapters import DistillAdapters as DistillAdapters
+    from kdbench.adapters import settle_widths as settle_widths
     from kdbench.backbones.base import Backbone as Backbone
     from kdbench.backbones.base import Network as Network
     from kdbench.datasets.base import Dataset as Dataset
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
     from kdbench.types import Term as Term
 
 _HOMES = {
+    "adapters": ("AdapterWidths", "ChannelAdapter", "DistillAdapter", "DistillAdapters", "settle_widths"),
     "backbones.base": ("Backbone", "Network"),
     "datasets.base": ("Dataset", "DatasetInfo", "Split"),
     "errors": ("Unsupported",),

@@ -46,9 +46,6 @@ def unpaired(pair: PairInfo) -> str | None:
             f"stages are compared one by one, and {student.name} has {ours} behind its stem, {teacher.name} has "
             f"{theirs}"
         )
-    # Taps of teachers hold for all of them, although only the first one's maps are used.
-    if short := next((other for other in pair.teachers[1:] if len(other.stages) <= theirs), None):
-        return f"the stages of {teacher.name} are asked of every teacher, and {short.name} has fewer"
     return None
 
 

@@ -30,10 +30,22 @@ O = TypeVar("O", bound=Options)  # noqa: E741 (the options, as in Method[O])
 
 @dataclass(frozen=True)
 class TapRequest:
-    """What a method needs from the student and from every teacher besides their logits."""
+    """What a method needs from student and teachers besides their logits.
+
+    Args:
+        student: Taps of the student.
+        teachers: Taps of the first teacher.
+        every_teacher: Whether ``teachers`` holds for all teachers; else the others give their logits alone, so they may
+            be of any kind and depth.
+    """
 
     student: Taps = Taps()
     teachers: Taps = Taps()
+    every_teacher: bool = False
+
+    def of_teacher(self, index: int) -> Taps:
+        """Return what is needed of a teacher besides its logits, 0 = the first."""
+        return self.teachers if index == 0 or self.every_teacher else Taps()
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,8 @@ class Batch:
         labels: Class indices (N,).
         index: Position of each image in the training split (N,).
         student: What the student says.
-        teachers: What each teacher says; empty for methods without one.
+        teachers: What each teacher says, logits alone from the second one on unless ``taps.every_teacher``; empty for
+            methods without one.
         protocol: The anchor's loss settings.
         epoch: 0-based epoch of the phase.
         progress: Share of the phase done, in [0, 1).
@@ -152,7 +165,7 @@ class Batch:
 
     @property
     def teacher(self) -> Features:
-        """The first teacher's features, which methods on features use; all teachers are in ``kd_target``."""
+        """The first teacher's features, which methods on features use; all teachers' logits are in ``kd_target``."""
         return self.teachers[0]
 
     @property

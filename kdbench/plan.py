@@ -18,6 +18,7 @@ from kdbench.method import AnyMethod, Options
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
 from kdbench.rehearsal import Extras, Passes, Rehearsal
+from kdbench.schedule import teacher_misfit
 from kdbench.spec import LARGEST_SEED, DatasetRef, DeclaredDeviation, RunSpec
 from kdbench.types import Context, NetworkInfo, Pair, PairInfo, StageShape
 
@@ -127,9 +128,9 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         raise AssertionError("an anchor that could not be loaded leaves a problem")
     plan, extras = Plan((), infos={}, train_sizes={}, passes={}), Extras("meta")
     for pair in pairs:
-        problems.messages += _teacher_misfits(anchor, pair)
+        problems.messages += (misfits := _teacher_misfits(anchor, pair))
         fitted = _fit(opened[pair.name], pair, registry, problems)
-        if fitted is None:
+        if fitted is None or misfits:
             for method in methods:  # their options are looked through all the same
                 problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
@@ -266,14 +267,13 @@ def _check_warmup(anchor: Anchor | None, problems: _Problems) -> None:
 
 
 def _teacher_misfits(anchor: Anchor, pair: Pair) -> list[str]:
-    """Return messages for loss keys that suppose another number of teachers than the pair has."""
-    loss, count = anchor.loss, len(pair.teachers)
-    messages = []
-    if loss.teacher_weights is not None and len(loss.teacher_weights) != count:
-        messages.append(f"loss.teacher_weights has {len(loss.teacher_weights)} values")
-    if loss.kd_target == "teacher" and loss.kd_teacher_index >= count:
-        messages.append(f"loss.kd_teacher_index is {loss.kd_teacher_index} (the first is 0)")
-    return [f"anchor {anchor.name}: {what}, but pair '{pair.name}' has {count} teachers" for what in messages]
+    """Return messages for loss keys that suppose other teachers than the pair has."""
+    loss, owner = anchor.loss, f"pair '{pair.name}'"
+    messages = [reason] if (reason := teacher_misfit(loss, pair.teachers, owner)) else []
+    if loss.kd_target == "teacher" and loss.kd_teacher_index >= len(pair.teachers):
+        index, count = loss.kd_teacher_index, len(pair.teachers)
+        messages.append(f"loss.kd_teacher_index is {index} (the first is 0), but {owner} has {count} teachers")
+    return [f"anchor {anchor.name}: {message}" for message in messages]
 
 
 def _stray_settings(

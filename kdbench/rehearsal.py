@@ -125,8 +125,8 @@ class Rehearsal:
         images = torch.rand(count, *info.image.dims)
         student, said = self.extras.meet(self.student, info.student, images, method.taps.student, training=True)
         taught = [
-            self.extras.meet(backbone, teacher, images, method.taps.teachers, training=False)
-            for backbone, teacher in zip(self.teachers, info.teachers, strict=True)
+            self.extras.meet(backbone, teacher, images, method.taps.of_teacher(index), training=False)
+            for index, (backbone, teacher) in enumerate(zip(self.teachers, info.teachers, strict=True))
             if method.uses_teacher
         ]
         labels = torch.arange(self.context.train_size) % info.student.classes
@@ -138,7 +138,7 @@ class Rehearsal:
             index=torch.arange(count),
             student=said,
             teachers=tuple(features for _, features in taught),
-            protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs),
+            protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs, [b.name for b in self.teachers]),
             mix=Mix(labels[:count].flip(0), 0.7) if data.mixup_alpha or data.cutmix_alpha else None,
         )
         epochs = [self._rehearse(method, phase, batch) for phase in checked_phases(method)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kdbench.config.schema import Anchor, Loss, Schedule
 from kdbench.method import AnyMethod, LossProtocol, Phase
@@ -53,8 +54,52 @@ def temperature(loss: Loss, epoch: int, epochs: int) -> float:
     return first if epochs <= 1 else first + (last - first) * epoch / (epochs - 1)
 
 
-def loss_protocol(anchor: Anchor, method: type[AnyMethod], epoch: int, epochs: int) -> LossProtocol:
-    """Return the loss settings of a method in an epoch: the anchor's weights, or the method's published ones."""
+def teacher_misfit(loss: Loss, teachers: Sequence[str], owner: str = "the pair") -> str | None:
+    """Return why ``loss.teacher_weights`` does not fit the backbones of the owner's teachers, or None."""
+    weights, key = loss.teacher_weights, "loss.teacher_weights"
+    if isinstance(weights, dict):
+        if twice := [name for name in teachers if teachers.count(name) > 1]:
+            return f"{key} goes by name, but {owner} has {twice[0]} more than once; give a list in its teachers' order"
+        if set(weights) != set(teachers):
+            given = ", ".join(weights) or "no teacher"
+            return f"{key} names {given}, but {owner} has {', '.join(teachers)}; name exactly its teachers"
+    elif weights is not None and len(weights) != len(teachers):
+        return f"{key} has {len(weights)} values, but {owner} has {len(teachers)} teachers"
+    return None
+
+
+def ordered_weights(loss: Loss, teachers: Sequence[str]) -> tuple[float, ...] | None:
+    """Return ``loss.teacher_weights`` in the order of a pair's teachers, however they are given.
+
+    Args:
+        loss: The anchor's loss section.
+        teachers: Backbones of the teachers.
+
+    Raises:
+        ValueError: If weights bound to names do not fit.
+    """
+    if not isinstance(loss.teacher_weights, dict):
+        return loss.teacher_weights
+    if reason := teacher_misfit(loss, teachers):
+        raise ValueError(reason)
+    return tuple(loss.teacher_weights[name] for name in teachers)
+
+
+def loss_protocol(
+    anchor: Anchor, method: type[AnyMethod], epoch: int, epochs: int, teachers: Sequence[str] = ()
+) -> LossProtocol:
+    """Return the loss settings of a method in an epoch: the anchor's weights, or the method's published ones.
+
+    Args:
+        anchor: The protocol as it holds for the method.
+        method: Class of the method.
+        epoch: 0-based epoch of the phase.
+        epochs: Length of the phase.
+        teachers: Backbones of the pair's teachers, for weights that are bound to names.
+
+    Raises:
+        ValueError: If such weights do not fit the teachers of a method that has some.
+    """
     loss, published = anchor.loss, method.published
     own = loss.weights == "published"
     return LossProtocol(
@@ -64,5 +109,5 @@ def loss_protocol(anchor: Anchor, method: type[AnyMethod], epoch: int, epochs: i
         label_smoothing=loss.ce_label_smoothing,
         kd_target=loss.kd_target,
         teacher_index=loss.kd_teacher_index,
-        teacher_weights=loss.teacher_weights,
+        teacher_weights=ordered_weights(loss, teachers) if method.uses_teacher else None,
     )

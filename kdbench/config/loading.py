@@ -105,7 +105,7 @@ def validate(model: type[M], tree: Mapping[str, Any], where: str) -> M:
 
 
 def _explain(model: type[BaseModel], item: Any, where: str) -> str:
-    path = [str(part) for part in item["loc"]]
+    path = [text for part in item["loc"] if not (text := str(part)).startswith("<")]  # tags of alternatives
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
         known = _fields(model, path[:-1])
@@ -236,5 +236,7 @@ def _merge(low: Tree, high: Tree) -> Tree:
     merged = dict(low)
     for key, value in high.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        # Weights are those of one pair's teachers: a mixture of two files' would fit neither.
+        whole = key == "teacher_weights" or not (isinstance(old, dict) and isinstance(value, dict))
+        merged[key] = value if whole else _merge(merged[key], value)
     return merged

@@ -7,12 +7,43 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+WHOLE = frozenset({"lr_by_student", "teacher_weights"})  # keys whose value is itself a mapping
+
+
+def _form_of_weights(value: object) -> str:
+    return "<by name>" if isinstance(value, dict) else "<in order>"
+
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")  # noqa: TRY004 (pydantic reports no TypeError)
+    return value
+
+
+_Weight = Annotated[Positive, BeforeValidator(_no_truth_value)]
+# Messages leave the tags out; without them each wrong weight would be wrong in both forms.
+TeacherWeights = Annotated[
+    Annotated[tuple[_Weight, ...], Tag("<in order>")] | Annotated[dict[str, _Weight], Tag("<by name>")],
+    Discriminator(_form_of_weights),
+]
 
 
 class Section(BaseModel):
@@ -39,7 +70,10 @@ class Loss(Section):
     )
     kd_target: Literal["teacher", "avg", "weighted_conf"] = Field("avg", description="how K teachers become one target")
     kd_teacher_index: int = Field(0, ge=0, description="which teacher kd_target 'teacher' picks")
-    teacher_weights: tuple[Positive, ...] | None = Field(None, description="weights of kd_target 'avg'; null = equal")
+    teacher_weights: TeacherWeights | None = Field(
+        None,
+        description="weights of kd_target 'avg', a list in the teachers' order or {backbone: weight}; null = equal",
+    )
     tau: Positive = Field(4.0, description="temperature of the KD term")
     tau_schedule: tuple[Positive, Positive] | None = Field(
         None, description="[first, last] temperature, linear over the epochs; replaces tau"
@@ -188,7 +222,7 @@ class Anchor(Section):
 
 def _flatten(tree: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
-        if isinstance(value, dict) and key not in {"lr_by_student"}:
+        if isinstance(value, dict) and key not in WHOLE:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

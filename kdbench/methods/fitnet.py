@@ -39,8 +39,7 @@ class FitNet(Method[FitNetOptions]):
     def __init__(self, options: FitNetOptions, context: Context) -> None:
         super().__init__(options, context)
         stage, student, teacher = options.stage, context.student, context.teachers[0]
-        # Taps of teachers hold for all of them, although only the first one's map is used.
-        for network in (student, *context.teachers):
+        for network in (student, teacher):
             if stage >= len(network.stages):
                 raise Unsupported(f"stage is {stage}, but {network.name} has stages 0..{len(network.stages) - 1}")
         ours, theirs = student.stages[stage], teacher.stages[stage]

@@ -63,7 +63,6 @@ class ReviewKD(Method[ReviewKDOptions]):
         super().__init__(options, context)
         if context.batch_size < 2:
             raise Unsupported("the embedding is normalised over the batch, which needs two images or more")
-        # Not every further teacher has as many stages as the first one, hence all.
         self.taps = TapRequest(
             student=taps_behind_stem(context.student, embedding=True),
             teachers=Taps("all", pre_activation=True, embedding=True),

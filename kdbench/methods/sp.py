@@ -53,7 +53,7 @@ class SP(Method[SPOptions]):
 
     @classmethod
     def supports(cls, pair: PairInfo) -> str | None:
-        bare = next((network for network in (pair.student, *pair.teachers) if not network.stages), None)
+        bare = next((network for network in (pair.student, *pair.teachers[:1]) if not network.stages), None)
         return None if bare is None else f"{bare.name} has no stages"
 
     def losses(self, batch: Batch) -> Losses:

@@ -132,7 +132,7 @@ class Run:
             index=index,
             student=student,
             teachers=self._teach(images),
-            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs),
+            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs, bench.pair.teachers),
             epoch=epoch,
             progress=place.step / STEPS / epochs,
             mix=mix,
@@ -150,9 +150,12 @@ class Run:
     def _teach(self, images: Tensor) -> tuple[Features, ...]:
         if not self.method.uses_teacher:
             return ()
-        taps = self.method.taps.teachers
-        outputs = [(t(images, replace(taps, stages="all")), taps.resolve(t.stage_count)) for t in self.bench.teachers]
-        return tuple(features.narrow(wanted) for features, wanted in outputs)
+        taught = []
+        for index, teacher in enumerate(self.bench.teachers):
+            taps = self.method.taps.of_teacher(index)
+            everything = teacher(images, replace(taps, stages="all"))
+            taught.append(everything.narrow(taps.resolve(teacher.stage_count)))
+        return tuple(taught)
 
     def losses(self, place: Place, batch: Batch) -> Losses:
         """Return the terms of the phase."""

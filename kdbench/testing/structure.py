@@ -24,7 +24,7 @@ def check_builds(bench: Bench) -> None:
     if not isinstance(method.taps, TapRequest):
         raise CheckFailure(f"{bench}: taps is {method.taps!r}; it must be a TapRequest(student=Taps, teachers=Taps)")
     sides = [("student", method.taps.student, bench.info.student)]
-    sides += [("teachers", method.taps.teachers, teacher) for teacher in bench.info.teachers]
+    sides += [("teachers", method.taps.of_teacher(i), teacher) for i, teacher in enumerate(bench.info.teachers)]
     for side, taps, info in sides:
         try:
             taps.resolve(len(info.stages))

@@ -140,8 +140,8 @@ class Lane:
             method.prepare(setup)
         self.phases = checked_phases(self.method)
         self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
-        wanted = self.method.taps.teachers
-        self.teacher_taps = tuple(wanted.resolve(len(teacher.stages)) for teacher in self.context.teachers)
+        of, teachers = self.method.taps.of_teacher, enumerate(self.context.teachers)
+        self.teacher_taps = tuple(of(index).resolve(len(teacher.stages)) for index, teacher in teachers)
         self.average = self._new_average()
         self.position = Position()
         self._skip_empty_phases()
@@ -289,7 +289,7 @@ class Lane:
             index=inputs.index[part],
             student=student,
             teachers=tuple(teachers),
-            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs),
+            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs, self.spec.teachers),
             epoch=epoch,
             progress=(epoch + self.position.step / self.context.steps_per_epoch) / epochs,
             mix=mix,

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from kdbench.errors import ConfigError, PluginError
-from kdbench.method import AnyMethod
+from kdbench.method import AnyMethod, TapRequest
 from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
 from kdbench.testing.outcome import STRUCTURAL
-from kdbench.types import Pair
+from kdbench.types import Pair, Taps
 
 
 def _load(name: str, file: str) -> ModuleType:
@@ -65,6 +65,19 @@ def test_other_networks_and_several_teachers() -> None:
     METHOD_CHECKS["supports"](subjects.Plain, pair)
     METHOD_CHECKS["deploy"](subjects.Plain, pair)
     METHOD_CHECKS["gradient"](subjects.Plain, pair)
+
+
+def test_taps_hold_for_the_first_teacher_unless_every_one_is_asked() -> None:
+    pair = Pair("kit", "resnet8_w4", ("vgg8", "resnet14_w8"), "digits")  # five stages and four
+
+    class Deep(subjects.Plain):  # type: ignore[misc, name-defined]
+        taps = TapRequest(teachers=Taps((4,)))
+
+    METHOD_CHECKS["builds"](Deep, pair)
+    METHOD_CHECKS["gradient"](Deep, pair)
+    Deep.taps = TapRequest(teachers=Taps((4,)), every_teacher=True)
+    with pytest.raises(CheckFailure, match=r"taps\.teachers of resnet14_w8: stage 4 does not exist"):
+        METHOD_CHECKS["builds"](Deep, pair)
 
 
 def test_an_unknown_backbone_is_the_callers_fault() -> None:

@@ -110,7 +110,9 @@ def test_what_is_declined() -> None:
     assert "no connector" in (FitNet.supports(pair(WIDE, huge)) or "")
     with pytest.raises(Unsupported, match=r"stage is 3, but student has stages 0\.\.2"):
         build(pair(WIDE, WIDE), stage=3)
-    with pytest.raises(Unsupported, match=r"stage is 2, but teacher2 has stages 0\.\.1"):
-        build(pair(WIDE, WIDE, WIDE[:2]))
+    with pytest.raises(Unsupported, match=r"stage is 2, but teacher1 has stages 0\.\.1"):
+        build(pair(WIDE, WIDE[:2], WIDE))
+    # Of the others nothing but logits is used.
+    assert build(pair(WIDE, WIDE, WIDE[:2])).taps.of_teacher(1) == Taps()
     with pytest.raises(Unsupported, match="batch of one"):
         build(pair([(4, 4, 4), (4, 1, 1)], [(4, 4, 4), (4, 1, 1)]), stage=1, batch_size=1)

@@ -79,13 +79,13 @@ def methods() -> Iterable[str]:
     return sorted(m.name for m in known().methods.values() if m.__module__.startswith("kdbench.methods."))
 
 
-def outcome(method: str, student: str, teacher: str, *, batch: int = 32, size: int = 500, **options: object) -> str:
+def outcome(method: str, student: str, *teachers: str, batch: int = 32, size: int = 500, **options: object) -> str:
     """Return why a method declines a cell, or nothing; whatever else is wrong raises."""
-    backbones = [ODD.get(name) or known().backbones[name] for name in (student, teacher)]
+    backbones = [ODD.get(name) or known().backbones[name] for name in (student, *teachers)]
     infos = [backbone.info(10, IMAGE) for backbone in backbones]
     kind, anchor = known().methods[method], load_anchor("crd", known().anchors.as_mapping())
-    taught = (infos[1],) if kind.uses_teacher else ()
-    pair = PairInfo(f"{student}-{teacher}", infos[0], taught, IMAGE)
+    taught = tuple(infos[1:]) if kind.uses_teacher else ()
+    pair = PairInfo("-".join((student, *teachers)), infos[0], taught, IMAGE)
     context = Context(pair, size, 8, max(1, size // batch), batch, seed=0)
     if reason := kind.supports(pair):
         return reason
@@ -125,6 +125,13 @@ def test_tokens_are_no_maps(method: str) -> None:
 @pytest.mark.parametrize("method", ["vanilla_kd", "dkd", "crd", "rkd", "pkt", "cc"])
 def test_logits_and_embeddings_need_no_maps(method: str) -> None:
     assert outcome(method, "tokens", "resnet20") == outcome(method, "resnet20", "tokens") == ""
+
+
+@pytest.mark.parametrize("other", ["tokens", "stem_only", "one_pixel", "vgg8", "MobileNetV2"])
+@pytest.mark.parametrize("method", methods())
+def test_other_teachers_only_have_to_answer(method: str, other: str) -> None:
+    assert outcome(method, "resnet8x4", "resnet20", other) == ""
+    assert outcome(method, "resnet8x4", "resnet20", "resnet20", other) == ""
 
 
 def test_one_channel_is_too_little_for_half_of_it() -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench.training import cohort
+from kdbench.training import cohort, trainer
 from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.networks import TeacherPass
 from kdbench.training.trainer import Interrupted
+from kdbench.types import Taps
 
 SOUND = ("student", "vanilla_kd", "dkd", "toy_bank", "toy_head")
 
@@ -202,11 +204,66 @@ def test_teacher_features_are_constants(lab: Any, toys: Any) -> None:
     assert len({tensor.dtype for tensor in tensors}) == 1
 
 
+TWO = ("resnet8_w4", ("resnet14_w8", "toy_plain"))
+
+
+def taps_of_passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Taps, ...]]:
+    """Return a list that fills with the taps of every teacher pass that is made from now on."""
+    seen: list[tuple[Taps, ...]] = []
+
+    class Spied(TeacherPass):
+        def __init__(self, teachers: Any, taps: Any, *rest: Any) -> None:
+            super().__init__(teachers, taps, *rest)
+            seen.append(self.taps)
+
+    monkeypatch.setattr(trainer, "TeacherPass", Spied)
+    return seen
+
+
+def test_other_teachers_give_logits_alone(lab: Any, toys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    toys.Watch.batches.clear()
+    names, passes = (lab.teacher, lab.make_teacher("toy_plain")), taps_of_passes(monkeypatch)
+    assert lab.train([lab.spec("toy_watch", networks=TWO, teachers=names)], "runs")[0].lane.failure is None
+    first, second = toys.Watch.batches[-1].teachers
+    assert (len(first.stages), len(first.pre_stages), first.embedding is None) == (4, 4, False)
+    assert (second.stages, second.pre_stages, second.embedding) == ((), (), None)
+    assert second.logits.shape == first.logits.shape == (lab.anchor().data.batch_size, 10)
+    assert {taps for _, taps in passes} == {Taps()}  # not computed to be thrown away
+
+
+def test_a_cohort_asks_each_teacher_for_what_its_lanes_need_of_it(
+    lab: Any, toys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, passes = (lab.teacher, lab.make_teacher("toy_plain")), taps_of_passes(monkeypatch)
+    methods = ("toy_deepest", "fitnet", "dkd", "rkd")
+    specs = [lab.spec(method, networks=TWO, teachers=names) for method in methods]
+    entries = lab.train(specs, "together")
+    assert [entry.lane.failure for entry in entries] == [None] * 4
+    # FitNet taps stage 2 of the first teacher, RKD its embedding; the toy taps both ends of every teacher.
+    assert set(passes) == {(Taps((0, 2, 3), embedding=True), Taps((0, 1)))}
+    assert toys.Deepest.widths == [(8, 32), (4, 6)]
+    alone = lab.train([specs[1]], "alone")[0].lane.state()
+    for part in ("student", "method", "optimizer"):
+        assert lab.digest_of(entries[1].lane.state()[part]) == lab.digest_of(alone[part]), part
+
+
+@pytest.mark.parametrize("method", ["dkd", "reviewkd", "sskd"])
+def test_a_teacher_that_is_not_asked_changes_no_bit(lab: Any, method: str) -> None:
+    names = (lab.teacher, lab.make_teacher("toy_plain"))
+    first = lab.anchor(loss__kd_target="teacher")
+    alone = lab.train([lab.spec(method, anchor=first)], "alone")[0].lane.state()
+    both = lab.train([lab.spec(method, anchor=first, networks=TWO, teachers=names)], "both")[0].lane.state()
+    for part in ("student", "method", "optimizer", "average"):
+        assert lab.digest_of(alone[part]) == lab.digest_of(both[part]), part
+    # The second one is asked for its logits, of which the whole average would make use.
+    mean = lab.train([lab.spec(method, networks=TWO, teachers=names)], "mean")[0].lane.state()
+    assert lab.digest_of(mean["student"]) != lab.digest_of(alone["student"])
+
+
 def test_teachers_of_different_depth_are_tapped_from_their_own_end(lab: Any, toys: Any) -> None:
     """A ResNet has four stages, the toy two: stage -1 is another one in each."""
     plain = lab.make_teacher("toy_plain")
-    networks = ("resnet8_w4", ("resnet14_w8", "toy_plain"))
-    spec = lab.spec("toy_deepest", networks=networks, teachers=(lab.teacher, plain))
+    spec = lab.spec("toy_deepest", networks=TWO, teachers=(lab.teacher, plain))
     lane = lab.train([spec], "runs")[0].lane
     assert lane.failure is None
     assert toys.Deepest.widths == [(8, 32), (4, 6)], "shallow to deep, as the student's"

@@ -11,7 +11,7 @@ import pytest
 
 from kdbench.config.schema import Loss, Schedule
 from kdbench.method import Supervised
-from kdbench.schedule import learning_rate, loss_protocol, temperature
+from kdbench.schedule import learning_rate, loss_protocol, ordered_weights, temperature
 from kdbench.types import LossWeights
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "asib"
@@ -92,15 +92,43 @@ class Weighty(Supervised):
     published = LossWeights(ce=0.1, kd=25.0)
 
 
+class Taught(Weighty):
+    uses_teacher = True
+
+
 def test_the_loss_protocol_takes_weights_from_the_anchor_or_the_method(lab: Any) -> None:
     changes = {"loss__ce_label_smoothing": 0.2, "loss__tau_schedule": (2.0, 6.0), "loss__kd_teacher_index": 1}
     own = lab.anchor(**changes, loss__kd_target="weighted_conf", loss__teacher_weights=(1.0, 3.0))
-    protocol = loss_protocol(own, Weighty, 1, 5)
+    protocol = loss_protocol(own, Taught, 1, 5)
     assert (protocol.ce_weight, protocol.kd_weight) == (0.65, 0.35)
     assert (protocol.tau, protocol.label_smoothing, protocol.kd_target) == (3.0, 0.2, "weighted_conf")
     assert (protocol.teacher_index, protocol.teacher_weights) == (1, (1.0, 3.0))
     published = loss_protocol(lab.anchor(loss__weights="published"), Weighty, 0, 5)
     assert (published.ce_weight, published.kd_weight, published.tau) == (0.1, 25.0, 4.0)
+
+
+def test_weights_bound_to_names_take_the_order_of_the_pair() -> None:
+    def bound(weights: Any) -> Loss:
+        return Loss(ce_alpha=1, kd_alpha=0, teacher_weights=weights)
+
+    named = bound({"wide": 0.4, "deep": 0.6})
+    assert ordered_weights(named, ("deep", "wide")) == (0.6, 0.4)
+    assert ordered_weights(named, ("wide", "deep")) == (0.4, 0.6)
+    assert ordered_weights(bound([3, 1]), ("deep", "wide")) == (3.0, 1.0)
+    assert ordered_weights(bound(None), ("deep", "wide")) is None
+    for teachers in (("deep",), ("deep", "wide", "old"), ("deep", "tall"), ()):
+        with pytest.raises(ValueError, match="name exactly its teachers"):
+            ordered_weights(named, teachers)
+    with pytest.raises(ValueError, match="more than once; give a list"):
+        ordered_weights(named, ("deep", "deep"))
+
+
+def test_a_method_without_a_teacher_has_no_weights_for_any(lab: Any) -> None:
+    anchor = lab.anchor(loss__teacher_weights={"wide": 0.4, "deep": 0.6})
+    assert loss_protocol(anchor, Weighty, 0, 5).teacher_weights is None
+    assert loss_protocol(anchor, Taught, 0, 5, ("deep", "wide")).teacher_weights == (0.6, 0.4)
+    with pytest.raises(ValueError, match="name exactly its teachers"):
+        loss_protocol(anchor, Taught, 0, 5)  # never equal weights in silence
 
 
 def test_the_rates_of_a_run_are_those_of_its_schedule(lab: Any) -> None:

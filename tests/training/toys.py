@@ -190,7 +190,7 @@ class Deepest(Method[Options]):
     """Taps the deepest stage of every teacher, whatever their number of stages."""
 
     name, source = "toy_deepest", SOURCE
-    taps = TapRequest(teachers=Taps((-1, 0)))
+    taps = TapRequest(teachers=Taps((-1, 0)), every_teacher=True)
     widths: list[tuple[int, ...]] = []  # noqa: RUF012 (as above)
 
     def losses(self, batch: Batch) -> Losses:

@@ -330,3 +330,45 @@ def test_hash_covers_values_and_not_the_description(write: Write, load_file: Loa
     assert digest("loss: {tau: 3}\n") == plain
     others = [digest(line) for line in ("version: 2\n", "schedule: {epochs: 5}\n", "locked: [schedule.epochs]\n")]
     assert len({plain, *others}) == 4
+
+
+# --- weights of teachers ----------------------------------------------------------------------------------------------
+
+
+def test_weights_of_teachers_in_order_or_by_name(write: Write, load_file: LoadFile) -> None:
+    first = write("extends: minimal.yaml\nname: first\nloss: {teacher_weights: {a: 1, b: 2}}\n", "first.yaml")
+    assert load_file(first).loss.teacher_weights == {"a": 1.0, "b": 2.0}
+    assert load_file(first).keys()["loss.teacher_weights"] == {"a": 1.0, "b": 2.0}
+    assert not [key for key in load_file(first).keys() if key.startswith("loss.teacher_weights.")]  # noqa: SIM118
+    # A file that extends it gives other teachers' weights: none of the old names stays.
+    second = write("extends: first.yaml\nname: second\nloss: {teacher_weights: {b: 3, c: 4}}\n")
+    assert load_file(second).loss.teacher_weights == {"b": 3.0, "c": 4.0}
+    third = write("extends: first.yaml\nname: third\nloss: {teacher_weights: [3, 4]}\n")
+    assert load_file(third).loss.teacher_weights == (3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("{a: 1, b: -1}", "loss.teacher_weights.b is -1: input should be greater than 0"),
+        ("{a: .inf}", "loss.teacher_weights.a is inf: input should be a finite number"),
+        ("[1, 0]", "loss.teacher_weights.1 is 0: input should be greater than 0"),
+        ("{a: 1, b: yes}", "loss.teacher_weights.b is True: input should be a number"),
+        ("[1, no]", "loss.teacher_weights.1 is False: input should be a number"),
+        ("heavy", "loss.teacher_weights is 'heavy': input should be a valid tuple"),
+        ("3", "loss.teacher_weights is 3: input should be a valid tuple"),
+    ],
+)
+def test_wrong_weights_of_teachers(write: Write, load_file: LoadFile, weights: str, said: str) -> None:
+    path = write(f"extends: minimal.yaml\nname: mine\nloss: {{teacher_weights: {weights}}}\n")
+    assert problems(load_file, path) == (f"anchor {path}: {said}",)
+
+
+def test_locked_weights_of_teachers(write: Write, load_file: LoadFile) -> None:
+    text = "locked: [loss.teacher_weights]\nloss: {teacher_weights: {a: 1, b: 2}}\n"
+    write(f"extends: minimal.yaml\nname: first\n{text}", "first.yaml")
+    same = write("extends: first.yaml\nname: mine\nloss: {teacher_weights: {b: 2, a: 1}}\n")
+    assert load_file(same).loss.teacher_weights == {"a": 1.0, "b": 2.0}
+    (said,) = problems(load_file, write("extends: first.yaml\nname: mine\nloss: {teacher_weights: {a: 1}}\n"))
+    assert "loss.teacher_weights is {'a': 1}, but" in said
+    assert "locks it at {'a': 1, 'b': 2}" in said

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from math import exp, log
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -114,3 +117,32 @@ def test_weighted_conf_follows_tau() -> None:
     expected = share * A + (1 - share) * B
     torch.testing.assert_close(combined("weighted_conf", tau=1.0), expected)
     assert not torch.allclose(combined("weighted_conf", tau=8.0), expected)
+
+
+@pytest.mark.parametrize("case", [11, 12])
+def test_targets_of_two_and_three_teachers_as_in_the_reference(shared: Path, case: int) -> None:
+    with np.load(shared / "goldens" / "asib" / f"kd_targets_{case}.npz") as archive:
+        golden = {key: archive[key] for key in archive.files if key != "meta"}
+    settings = json.loads(str(golden["hp"]))
+    teachers = tuple(torch.from_numpy(one) for one in golden["in.t_logits"])
+    assert len(teachers) == case - 9
+    weights = tuple(settings["teacher_weights"])
+    assert sum(weights) != pytest.approx(1)  # so they have to be normalised
+
+    def check(name: str, found: Tensor) -> None:
+        expected = torch.from_numpy(golden[f"out.{name}"])
+        bound = 1e-10 + 1e-9 * float(expected.abs().max())
+        assert float((found - expected).abs().max()) <= bound, name
+        single = combined_as(name, tuple(one.float() for one in teachers))
+        assert float((single - expected).abs().max()) <= 1e-5 + 1e-4 * float(expected.abs().max()), name
+
+    def combined_as(name: str, logits: tuple[Tensor, ...]) -> Tensor:
+        if name.startswith("teacher"):
+            return combined("teacher", logits, index=int(name[-1]))
+        if name.startswith("avg"):
+            return combined("avg", logits, weights=weights if name == "avg_weighted" else None)
+        return combined("weighted_conf", logits, tau=1.0 if name.endswith("gate1") else settings["tau"])
+
+    names = [f"teacher{k}" for k in range(len(teachers))]
+    for name in (*names, "avg_uniform", "avg_weighted", "weighted_conf", "weighted_conf_gate1"):
+        check(name, combined_as(name, teachers))

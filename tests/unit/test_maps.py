@@ -105,9 +105,7 @@ def test_other_teachers_only_have_to_answer() -> None:
     two, three, tokens = [(2, 8, 8), (4, 4, 4)], [(2, 8, 8), (4, 8, 8), (6, 4, 4)], [(16, 32), (16, 32)]
     assert unpaired(pair(two, two, three)) is None
     assert unpaired(pair(two, two, tokens)) is None
-    assert (
-        unpaired(pair(three, three, two)) == "the stages of teacher1 are asked of every teacher, and teacher2 has fewer"
-    )
+    assert unpaired(pair(three, three, two)) is None
 
 
 def test_pairs_whose_maps_have_no_positions() -> None:

@@ -14,6 +14,7 @@ from kdbench.errors import ConfigError, PluginError, ProblemList
 from kdbench.method import Batch, Losses, Method, Options
 from kdbench.plan import Plan, Request, make_plan, teacher_cell
 from kdbench.registry import Registry
+from kdbench.spec import RunSpec
 from kdbench.types import Deviation, PairInfo, Source, StageShape
 
 SMOKE = Request(methods=("vanilla_kd",), pairs=("tiny",), seeds=(0,), anchor="fair_baseline_smoke")
@@ -216,14 +217,16 @@ def test_all_means_what_fits(guests: Registry) -> None:
 def test_all_pairs(guests: Registry) -> None:
     some = with_small_pairs(guests)
     plan = make_plan(replace(SMOKE, pairs=("all",), methods=("picky",), dataset="sealed"), some)
-    assert {run.pair for run in plan.runs} == set(some.pairs.as_mapping()) - {"tiny"}
-    assert [skip.pair for skip in plan.skipped] == ["tiny"]
+    assert {run.pair for run in plan.runs} == set(some.pairs.as_mapping()) - {"tiny", "tiny_two"}
+    assert [skip.pair for skip in plan.skipped] == ["tiny", "tiny_two"]
 
 
 def with_small_pairs(registry: Registry) -> Registry:
     """Leave out the pairs that cannot take 8x8 images."""
     table = registry.pairs._entries
-    for name in [n for n, (pair, _) in table.items() if not pair.student.startswith("resnet")]:
+    for name in [
+        n for n, (pair, _) in table.items() if not all(b.startswith("resnet") for b in (pair.student, *pair.teachers))
+    ]:
         del table[name]
     return registry
 
@@ -266,6 +269,16 @@ def test_number_of_named_teachers(registry: Registry) -> None:
             "anchor mine: loss.teacher_weights has 2 values, but pair 'tiny' has 1 teachers",
         ),
         (
+            "loss: {teacher_weights: {resnet20: 1, resnet8: 2}}",
+            "anchor mine: loss.teacher_weights names resnet20, resnet8, but pair 'tiny' has resnet14_w8; name exactly "
+            "its teachers",
+        ),
+        (
+            "loss: {teacher_weights: {}}",
+            "anchor mine: loss.teacher_weights names no teacher, but pair 'tiny' has resnet14_w8; name exactly its "
+            "teachers",
+        ),
+        (
             "loss: {kd_target: teacher, kd_teacher_index: 1}",
             "anchor mine: loss.kd_teacher_index is 1 (the first is 0), but pair 'tiny' has 1 teachers",
         ),
@@ -275,6 +288,35 @@ def test_number_of_named_teachers(registry: Registry) -> None:
 def test_anchor_that_does_not_fit_the_pair(registry: Registry, tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "a.yaml").write_text(f"extends: fair_baseline_smoke\nname: mine\n{line}\n")
     assert problems(replace(SMOKE, anchor=str(tmp_path / "a.yaml")), registry) == (said,)
+
+
+def test_weights_bound_to_names(with_plugin: LoadPlugin, tmp_path: Path) -> None:
+    twins = tmp_path / "twins.yaml"
+    twins.write_text("name: twins\nstudent: resnet8_w4\nteachers: [resnet14_w8, resnet14_w8]\ndataset: digits\n")
+    registry = with_plugin(kdbench_pairs=lambda: [twins])
+
+    def planned(weights: str, pair: str) -> Request:
+        (tmp_path / "a.yaml").write_text(
+            f"extends: fair_baseline_smoke\nname: mine\nloss: {{teacher_weights: {weights}}}\n"
+        )
+        return replace(SMOKE, methods=("vanilla_kd",), pairs=(pair,), anchor=str(tmp_path / "a.yaml"))
+
+    (run,) = make_plan(planned("{resnet8_w4: 0.4, resnet14_w8: 0.6}", "tiny_two"), registry).runs
+    assert run.teachers == ("resnet14_w8", "resnet8_w4")
+    assert run.anchor.loss.teacher_weights == {"resnet8_w4": 0.4, "resnet14_w8": 0.6}
+    again = RunSpec.model_validate_json(run.model_dump_json())
+    assert (again, again.config_sha256) == (run, run.config_sha256)
+    # The order of names says nothing, other weights do, and so does the form.
+    (turned,) = make_plan(planned("{resnet14_w8: 0.6, resnet8_w4: 0.4}", "tiny_two"), registry).runs
+    (other,) = make_plan(planned("{resnet14_w8: 0.4, resnet8_w4: 0.6}", "tiny_two"), registry).runs
+    (listed,) = make_plan(planned("[0.6, 0.4]", "tiny_two"), registry).runs
+    assert run.config_sha256 == turned.config_sha256
+    assert len({run.config_sha256, other.config_sha256, listed.config_sha256}) == 3
+    (said,) = problems(planned("{resnet14_w8: 1}", "twins"), registry)
+    assert said == (
+        "anchor mine: loss.teacher_weights goes by name, but pair 'twins' has resnet14_w8 more than once; give a list "
+        "in its teachers' order"
+    )
 
 
 def archive(path: Path, first_pixel: int = 0) -> str:

@@ -526,6 +526,7 @@ LOSSES: list[dict[str, object]] = [
     {"tau_schedule": [6.0, 2.0]},
     {"kd_target": "teacher", "kd_teacher_index": 1},
     {"kd_target": "avg", "teacher_weights": [3, 1]},
+    {"kd_target": "avg", "teacher_weights": {"resnet8_w4": 3, "resnet14_w8": 1}},
     {"kd_target": "weighted_conf"},
     {"weights": "published"},
 ]
@@ -540,7 +541,7 @@ def test_a_dry_run_has_the_loss_settings_of_the_first_epoch(
     found = plan(*order, pairs=("two",), anchor=anchor_file(tmp_path, loss=loss))
     for run, method in zip(found.runs, order, strict=True):
         protocol = apply_deviations(run.anchor, run.deviations)
-        assert Protocols.seen[method.name] == loss_protocol(protocol, method, 0, EPOCHS), method.name
+        assert Protocols.seen[method.name] == loss_protocol(protocol, method, 0, EPOCHS, run.teachers)
 
 
 def test_accumulated_batches_come_in_parts(plan: Plan_, tmp_path: Path) -> None:
@@ -815,7 +816,7 @@ def test_pairs_do_not_share_what_they_must_not(plan: Plan_) -> None:
 
     class Wide(Guest):
         name = "wide"
-        taps = TapRequest(teachers=Taps(embedding=True))
+        taps = TapRequest(teachers=Taps(embedding=True), every_teacher=True)
 
         def losses(self, batch: Batch) -> Losses:
             widths[self.context.pair.name] = [said.embedding.shape[1] for said in batch.teachers]
