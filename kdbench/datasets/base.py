@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from kdbench.types import StageShape
@@ -41,18 +42,52 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels in memory.
+    """Labels in memory, and images that may lie in a file: a selection of the rows of a store that splits share.
 
     Args:
-        images: uint8 (N, C, H, W).
+        store: uint8 (M, C, H, W), in memory or mapped from a file; nothing here copies it as a whole.
         labels: int64 (N,), in [0, classes).
+        rows: Rows of the store that are this split's images, int64 (N,); None = all, in order.
     """
 
-    images: Tensor
+    store: Tensor
     labels: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image(self) -> StageShape:
+        """Shape (C, H, W) of one image."""
+        return StageShape(tuple(self.store.shape[1:]))
+
+    @property
+    def images(self) -> Tensor:
+        """All images (N, C, H, W): the store itself, or, of a selection, a copy. For sets that fit in memory."""
+        return self.store if self.rows is None else self.store[self.rows]
+
+    def gather(self, index: Tensor) -> Tensor:
+        """Return the images (K, C, H, W) at ``index`` (K,), copied."""
+        return self.store[self.places(index)]
+
+    def places(self, index: Tensor) -> Tensor:
+        """Return the rows of the store (K,) that hold the images at ``index`` (K,)."""
+        return index if self.rows is None else self.rows[index]
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, (at most size, C, H, W) at a time; those of a whole store are not copied."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield self.store[part] if self.rows is None else self.store[self.rows[part]]
+
+    def select(self, index: Tensor) -> Split:
+        """Return the split of the images at ``index`` (K,); it shares the store."""
+        return Split(self.store, self.labels[index], self.places(index))
+
+    def on(self, device: torch.device) -> Split:
+        """Return the split with its images on a device; in main memory they stay where they are, mapped or not."""
+        return self if device.type == "cpu" else Split(self.images.to(device), self.labels)
 
 
 class Source(Protocol):
