@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kdbench.errors import ConfigError
 from kdbench.types import StageShape
 
 
@@ -27,6 +28,8 @@ class DatasetInfo:
         fingerprint: Identifies the content; equal fingerprints mean equal images, labels and order.
         mirror: Whether a horizontally mirrored image keeps its label (false for digits and text).
         normalisation: Published per-channel (mean, std) in [0, 1] units; None = measured on the training images.
+        present: Labels that have images, sorted; None = all of them.
+        balanced: Whether it is known, without reading, that all present classes have equally many images.
     """
 
     name: str
@@ -38,6 +41,13 @@ class DatasetInfo:
     fingerprint: str
     mirror: bool = True
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    present: tuple[int, ...] | None = None
+    balanced: bool = False
+
+    @property
+    def occurring(self) -> int:
+        """Number of classes that have images."""
+        return len(self.classes) if self.present is None else len(self.present)
 
 
 @dataclass(frozen=True)
@@ -107,18 +117,33 @@ class Source(Protocol):
         ...
 
 
+def _needs_another(_argument: str, _root: Path) -> Source:
+    raise ConfigError("a dataset that is made from another one cannot be opened alone; use kdbench.plan.open_source")
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A registered dataset, or a scheme such as ``npz`` that takes a path after a colon.
+    """A registered dataset, a scheme such as ``npz`` that takes a path, or one made from another dataset.
 
     Args:
         name: Registered name.
         open: Called with (argument after the colon or "", data root); cheap, reads no images.
         description: One line for ``kdbench list datasets``.
         takes_path: Whether ``name:PATH`` is how it is used.
+        wrap: For a dataset made from another, used as ``name:ARGUMENT:DATASET``: called with (argument, the other one
+            opened) instead of ``open``; just as cheap.
+        usage: What follows ``name:`` then, as help shows it, e.g. ``PCT,SEED,PART:DATASET``.
     """
 
     name: str
-    open: Callable[[str, Path], Source] = field(repr=False)
+    open: Callable[[str, Path], Source] = field(default=_needs_another, repr=False)
     description: str = ""
     takes_path: bool = False
+    wrap: Callable[[str, Source], Source] | None = field(default=None, repr=False)
+    usage: str = ""
+
+    @property
+    def form(self) -> str:
+        """How the dataset is written in a command, e.g. ``npz:PATH``."""
+        usage = self.usage or ("ARGUMENT:DATASET" if self.wrap else "PATH" if self.takes_path else "")
+        return f"{self.name}:{usage}" if usage else self.name
