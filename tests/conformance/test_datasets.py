@@ -76,8 +76,17 @@ def check_info(info: DatasetInfo) -> None:
 
 
 def test_all_built_in_datasets_are_registered() -> None:
-    assert sorted(DATASETS) == ["cifar10", "cifar100", "digits", "fashion_mnist", "folder", "npz", "overlap"]
-    assert {name for name, dataset in DATASETS.items() if dataset.takes_path} == {"folder", "npz"}
+    assert sorted(DATASETS) == [
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion_mnist",
+        "folder",
+        "imagenet32",
+        "npz",
+        "overlap",
+    ]
+    assert {name for name, dataset in DATASETS.items() if dataset.takes_path} == {"folder", "imagenet32", "npz"}
     assert {name for name, dataset in DATASETS.items() if dataset.wrap} == {"overlap"}
 
 

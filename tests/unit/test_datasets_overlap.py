@@ -191,7 +191,7 @@ def test_what_cannot_be_opened(name: str, said: str, registry: Registry, tmp_pat
 
 def test_a_part_needs_two_classes(tmp_path: Path) -> None:
     base = open_npz(save(tmp_path, classes=3).removeprefix("npz:"), tmp_path)
-    with pytest.raises(ConfigError, match="1 of 3 classes are left. At least 2 are needed: raise PCT"):
+    with pytest.raises(ConfigError, match=r"1 of 3 classes are left\. At least 2 are needed: raise PCT"):
         _ = open_overlap("0,1,2", base).info
 
 
