@@ -12,7 +12,7 @@ from kdbench.store import EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 FOLDER = "runs"
 # A dataset made from another: kind, numbers and words separated by commas, then the other one. No path looks like it.
-_WRAPPED = re.compile(r"([A-Za-z0-9._-]+:\d+(,\w+)+:)+(?=[A-Za-z])")
+_WRAPPED = re.compile(r"([A-Za-z0-9._-]+:\d+(,\w+)+:)+(?=[A-Za-z][A-Za-z0-9._-]*(:|$))")
 
 
 def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
