@@ -101,7 +101,7 @@ def evaluate(module: nn.Module, split: Split, device: torch.device, batch_size: 
     logits = torch.cat(
         [
             logits_of(module(images.to(device, non_blocking=True).float().div_(255))).float().cpu()
-            for images in torch.split(split.images, batch_size)
+            for images in split.chunks(batch_size)
         ]
     )
     for part, training in modes:
@@ -125,8 +125,7 @@ class TestSet:
     __test__ = False  # not a test class
 
     def __init__(self, source: Source, device: torch.device, batch_size: int) -> None:
-        split = source.test()
-        self.split = Split(split.images.to(device), split.labels)
+        self.split = source.test().on(device)
         self.device, self.batch_size = device, batch_size
 
     def __len__(self) -> int:

@@ -12,9 +12,11 @@ from kdbench.backbones.base import Backbone
 from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
-from kdbench.datasets.base import Source as DatasetSource
 from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported, unknown
 from kdbench.method import AnyMethod, Options
+from kdbench.opening import Opened, open_for, open_whole
+from kdbench.opening import dataset_ref as dataset_ref  # noqa: PLC0414
+from kdbench.opening import open_source as open_source  # noqa: PLC0414
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
 from kdbench.rehearsal import Extras, Passes, Rehearsal
@@ -122,7 +124,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     settings = [s for text in request.settings if (s := problems.attempt(lambda t=text: parse_setting(t)))]  # type: ignore[misc]
     problems.messages += _stray_settings(settings, methods, registry, anchor)
     _check_warmup(anchor, problems)
-    opened = {pair.name: problems.attempt(lambda p=pair: open_dataset(request, registry, p)) for pair in pairs}  # type: ignore[misc]
+    opened = {pair.name: problems.attempt(lambda p=pair: _opened(request, registry, p)) for pair in pairs}  # type: ignore[misc]
     if anchor is None:
         problems.raise_if_any()
         raise AssertionError("an anchor that could not be loaded leaves a problem")
@@ -134,12 +136,12 @@ def make_plan(request: Request, registry: Registry) -> Plan:
             for method in methods:  # their options are looked through all the same
                 problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
-        reference, kept, plan.infos[pair.name] = fitted
+        found_data, kept, plan.infos[pair.name] = fitted
         size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
         stage = _Stage(pair, plan.infos[pair.name], size, registry, extras)
         for method in methods:
             found = problems.attempt(
-                lambda m=method, r=reference, s=stage: _cell(request, registry, anchor, m, s, r, settings)  # type: ignore[misc]
+                lambda m=method, d=found_data, s=stage: _cell(request, registry, anchor, m, s, d, settings)  # type: ignore[misc]
             )
             if isinstance(found, Skipped):
                 plan = replace(plan, skipped=(*plan.skipped, found))
@@ -159,7 +161,7 @@ def _cell(
     anchor: Anchor,
     method: type[AnyMethod],
     stage: _Stage,
-    dataset: DatasetRef,
+    data: Opened,
     settings: Sequence[Setting],
 ) -> tuple[list[RunSpec], Passes] | Skipped:
     """Return the runs of a method on a pair with what each costs, or why there are none."""
@@ -170,53 +172,21 @@ def _cell(
         if isinstance(error, PluginError) and request.methods != ALL:
             raise  # asked for by name: better now than after the others have been trained
         return Skipped(method.name, stage.pair.name, str(error))
-    return _runs(request, registry, anchor, method, stage.pair, dataset, options, deviations), passes
+    return _runs(request, registry, anchor, method, stage.pair, data, options, deviations), passes
+
+
+def _opened(request: Request, registry: Registry, pair: Pair) -> Opened:
+    return open_for(pair, request.dataset or pair.dataset, request.per_class, registry, request.data_root)
 
 
 def _fit(
-    opened: tuple[DatasetRef, DatasetInfo] | None, pair: Pair, registry: Registry, problems: _Problems
-) -> tuple[DatasetRef, int, PairInfo] | None:
+    opened: Opened | None, pair: Pair, registry: Registry, problems: _Problems
+) -> tuple[Opened, int, PairInfo] | None:
     """Return dataset, number of training images used, and shapes of the pair on it, or None with the problem noted."""
     if opened is None:
         return None
-    reference, info = opened
-    shapes = problems.attempt(lambda: pair_info(pair, info, registry))
-    kept = info.train_size if reference.per_class is None else reference.per_class * len(info.classes)
-    return None if shapes is None else (reference, kept, shapes)
-
-
-def open_dataset(request: Request, registry: Registry, pair: Pair) -> tuple[DatasetRef, DatasetInfo]:
-    """Return the dataset of a pair, described but not read."""
-    name = request.dataset or pair.dataset
-    info = open_source(name, registry, request.data_root).info
-    if request.per_class is not None and not 1 <= request.per_class <= info.train_size // len(info.classes):
-        raise ConfigError(
-            f"--per-class {request.per_class}: dataset '{name}' has {info.train_size} training images in "
-            f"{len(info.classes)} classes, at most {info.train_size // len(info.classes)} each"
-        )
-    return dataset_ref(info, request.per_class), info
-
-
-def dataset_ref(info: DatasetInfo, per_class: int | None) -> DatasetRef:
-    """Return how specs name a dataset."""
-    return DatasetRef(name=info.name, slug=info.slug, fingerprint=info.fingerprint, per_class=per_class)
-
-
-def open_source(name: str, registry: Registry, root: Path) -> DatasetSource:
-    """Return the opened dataset of a name such as ``digits`` or ``npz:PATH``.
-
-    Raises:
-        ConfigError: If the name is unknown, lacks a path, or has one it does not take.
-    """
-    kind, colon, argument = name.partition(":")
-    if kind not in registry.datasets:
-        raise ConfigError(unknown("dataset", name, registry.datasets.as_mapping()))
-    dataset = registry.datasets[kind]
-    if dataset.takes_path and not argument:
-        raise ConfigError(f"dataset '{name}': needs a path; write {kind}:PATH")
-    if colon and not dataset.takes_path:
-        raise ConfigError(f"dataset '{name}': '{kind}' takes no path; write {kind}")
-    return dataset.open(argument, root)
+    shapes = problems.attempt(lambda: pair_info(pair, opened.info, registry))
+    return None if shapes is None else (opened, opened.kept, shapes)
 
 
 def pair_info(pair: Pair, data: DatasetInfo, registry: Registry) -> PairInfo:
@@ -343,7 +313,7 @@ def _runs(
     anchor: Anchor,
     method: type[AnyMethod],
     pair: Pair,
-    dataset: DatasetRef,
+    data: Opened,
     options: Options,
     deviations: tuple[DeclaredDeviation, ...],
 ) -> list[RunSpec]:
@@ -363,7 +333,8 @@ def _runs(
             student=pair.student,
             teachers=pair.teachers if method.uses_teacher else (),
             teacher_names=names,
-            dataset=dataset,
+            teacher_datasets=data.teachers if method.uses_teacher else (),
+            dataset=data.reference,
             anchor=anchor,
             seed=seed,
         )
@@ -382,11 +353,10 @@ def teacher_cell(
     problems = _Problems()
     protocol = problems.attempt(lambda: load_anchor(anchor, registry.anchors.as_mapping()))
     network = problems.attempt(lambda: registry.backbones[backbone])
-    request = Request((), (), (0,), anchor, dataset, per_class, data_root=data_root)
-    opened = problems.attempt(lambda: open_dataset(request, registry, Pair("", "", (), dataset)))
-    if network and opened and (reason := network.unfit(opened[1].image)):
+    opened = problems.attempt(lambda: open_whole(dataset, per_class, registry, data_root))
+    if network and opened and (reason := network.unfit(opened.info.image)):
         problems.messages.append(reason)
     problems.raise_if_any()
     assert protocol is not None
     assert opened is not None
-    return opened[0], protocol
+    return opened.reference, protocol

@@ -10,7 +10,12 @@ from kdbench.config.schema import Anchor, Name, Section, canonical_sha256
 
 LARGEST_SEED = 2**31 - 1
 # Where and by whom a run is made, not what it computes: these may differ between two equal runs.
-RUNTIME_VARIABLE = {"dataset": {"name", "slug"}, "plugin": {"version", "file_sha256"}, "teacher_names": True}
+RUNTIME_VARIABLE = {
+    "dataset": {"name", "slug"},
+    "teacher_datasets": {"__all__": {"name", "slug"}},
+    "plugin": {"version", "file_sha256"},
+    "teacher_names": True,
+}
 
 
 class PluginRef(Section):
@@ -69,6 +74,7 @@ class RunSpec(Section):
     student: str
     teachers: tuple[str, ...]
     teacher_names: tuple[str, ...] = ()  # artefacts asked for by name; empty = the anchor's own recipe
+    teacher_datasets: tuple[DatasetRef, ...] = ()  # what each teacher is trained on; empty = the run's own dataset
     dataset: DatasetRef
     anchor: Anchor
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -84,7 +90,14 @@ class RunSpec(Section):
         return f"{self.anchor.label}/{self.dataset.label}/{self.pair}/{self.method}/seed{self.seed}"
 
     @property
+    def taught_on(self) -> tuple[DatasetRef, ...]:
+        """The dataset of each teacher, in their order."""
+        return self.teacher_datasets or (self.dataset,) * len(self.teachers)
+
+    @property
     def config_sha256(self) -> str:
         """Hash of all that can change the result; the teacher's weights are hashed in the record."""
         tree = self.model_dump(mode="json", exclude=RUNTIME_VARIABLE | {"anchor": {"description"}})  # type: ignore[arg-type]
+        if not self.teacher_datasets:  # specs that have none are hashed as before there were any
+            del tree["teacher_datasets"]
         return canonical_sha256(tree)

@@ -227,10 +227,22 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and its teachers, with the dataset they are usually trained on."""
+    """A student and its teachers, with the dataset they are usually trained on.
+
+    Args:
+        name: Registered name.
+        student: Backbone of the student.
+        teachers: Backbones of the teachers.
+        dataset: Dataset used unless the command names another.
+        description: One line for ``kdbench list pairs``.
+        overlap_pct: Percentage of the classes that two teachers have in common; None = both know all of them.
+        overlap_seed: Seed of the split of the classes.
+    """
 
     name: str
     student: str
     teachers: tuple[str, ...]
     dataset: str
     description: str = ""
+    overlap_pct: int | None = None
+    overlap_seed: int = 42

@@ -79,9 +79,10 @@ def plan_for(asked: Asked, registry: Registry) -> Plan:
 
 def _teacher_problems(spec: Any, store: Any, plan: Plan) -> list[str]:
     problems = []
-    for name, backbone, info in zip(spec.teacher_names, spec.teachers, plan.infos[spec.pair].teachers, strict=True):
+    wanted = zip(spec.teacher_names, spec.teachers, spec.taught_on, plan.infos[spec.pair].teachers, strict=True)
+    for name, backbone, dataset, info in wanted:
         try:
-            manifest = store.manifest(spec.dataset, name)
+            manifest = store.manifest(dataset, name)
         except ConfigError as error:
             problems.append(str(error))
             continue
@@ -89,8 +90,7 @@ def _teacher_problems(spec: Any, store: Any, plan: Plan) -> list[str]:
             problems.append(f"--teacher {name}: is a {manifest.backbone}, pair '{spec.pair}' needs a {backbone}")
         if len(manifest.classes) != info.classes:
             problems.append(
-                f"--teacher {name}: has {len(manifest.classes)} classes, dataset '{spec.dataset.name}' has "
-                f"{info.classes}"
+                f"--teacher {name}: has {len(manifest.classes)} classes, dataset '{dataset.name}' has {info.classes}"
             )
     return problems
 

@@ -51,7 +51,7 @@ class _Lists:
 
     @staticmethod
     def datasets(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
-        rows = [(f"{d.name}:PATH" if d.takes_path else d.name, d.description) for d in registry.datasets.values()]
+        rows = [(d.form, d.description) for d in registry.datasets.values()]
         return ("dataset", "description"), rows
 
     @staticmethod
@@ -163,12 +163,20 @@ def _show_anchor(name: str, registry: Any) -> None:
 def _show_pair(name: str, registry: Any) -> None:
     pair = registry.pairs[name]
     click.echo(f"pair {name}: {' + '.join(pair.teachers)} -> {pair.student} on {pair.dataset}\n{pair.description}")
+    if pair.overlap_pct is not None:
+        from kdbench.datasets.overlap import teacher_names
+
+        names = teacher_names(pair.dataset, pair.overlap_pct, pair.overlap_seed)
+        click.echo(
+            f"overlap of the teachers' classes: {pair.overlap_pct} %, seed {pair.overlap_seed}; teachers trained on "
+            f"{' and '.join(names)}, the student on the classes of both"
+        )
 
 
 def _show_dataset(name: str, registry: Any) -> None:
     dataset = registry.datasets[name]
-    click.echo(f"dataset {name}{':PATH' if dataset.takes_path else ''}: {dataset.description}")
-    if not dataset.takes_path:
+    click.echo(f"dataset {dataset.form}: {dataset.description}")
+    if dataset.form == name:  # it needs no argument
         info = dataset.open("", Path("data")).info
         click.echo(
             f"{info.train_size} training and {info.test_size} test images {info.image}, {len(info.classes)} classes, "

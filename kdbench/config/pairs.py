@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Protocol
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbench.config.loading import read_yaml, validate
 from kdbench.config.schema import Name, Section
@@ -33,6 +33,21 @@ class PairFile(Section):
     teachers: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="backbones of the teachers")
     dataset: str = Field(description="dataset used unless the command names another")
     description: str = ""
+    overlap_pct: Annotated[int, Field(strict=True, ge=0, le=100)] | None = Field(
+        None, description="percentage of the classes that the two teachers have in common; the others are divided"
+    )
+    overlap_seed: Annotated[int, Field(strict=True, ge=0)] = Field(42, description="seed of the division")
+
+    @model_validator(mode="after")
+    def _two_share(self) -> PairFile:
+        if self.overlap_pct is None and "overlap_seed" in self.model_fields_set:
+            raise ValueError("overlap_seed: has no effect without overlap_pct; add overlap_pct, or remove it")
+        if self.overlap_pct is not None and len(self.teachers) != 2:
+            raise ValueError(
+                f"overlap_pct: divides the classes between exactly two teachers, but there are {len(self.teachers)}; "
+                "name two, or remove overlap_pct"
+            )
+        return self
 
 
 def load_pair(path: Path, backbones: Names, datasets: Names) -> Pair:
@@ -50,7 +65,9 @@ def load_pair(path: Path, backbones: Names, datasets: Names) -> Pair:
         problems.append(unknown("dataset", file.dataset, datasets, where=f"{path}: dataset"))
     if problems:
         raise ProblemList(problems)
-    return Pair(file.name, file.student, file.teachers, file.dataset, file.description)
+    return Pair(
+        file.name, file.student, file.teachers, file.dataset, file.description, file.overlap_pct, file.overlap_seed
+    )
 
 
 @hookimpl

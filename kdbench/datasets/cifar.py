@@ -60,6 +60,7 @@ def _info(name: str, classes: str, normalisation: tuple[tuple[float, ...], tuple
         test_size=10_000,
         fingerprint=f"torchvision:{name}",
         normalisation=normalisation,
+        balanced=True,
     )
 
 

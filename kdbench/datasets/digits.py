@@ -45,7 +45,7 @@ def _load() -> tuple[Split, Split]:
     test = first_of_each(labels, order, counts)
     train = np.setdiff1d(np.arange(len(labels)), test)
     everything = Split(torch.from_numpy(images), torch.from_numpy(labels))
-    return take(everything, train), take(everything, test)
+    return _copy(take(everything, train)), _copy(take(everything, test))
 
 
 class Digits:
@@ -83,4 +83,4 @@ class Digits:
 
 
 def _copy(split: Split) -> Split:
-    return Split(split.images.clone(), split.labels.clone())
+    return Split(split.images.clone(memory_format=torch.contiguous_format), split.labels.clone())

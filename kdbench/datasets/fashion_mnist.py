@@ -36,6 +36,7 @@ _INFO = DatasetInfo(
     fingerprint="torchvision:fashion_mnist",
     mirror=True,  # unlike a digit, a mirrored shoe is a shoe
     normalisation=((0.2860,), (0.3530,)),
+    balanced=True,
 )
 
 

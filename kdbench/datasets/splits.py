@@ -41,13 +41,12 @@ def first_of_each(labels: NDArray[np.int64], order: NDArray[np.int64], counts: S
 
 
 def take(split: Split, indices: NDArray[np.int64]) -> Split:
-    """Return the images and labels at ``indices`` (K,), copied."""
-    index = torch.from_numpy(indices)
-    return Split(split.images[index], split.labels[index])
+    """Return the split of the images at ``indices`` (K,); it shares the images of the one it is taken from."""
+    return split.select(torch.from_numpy(indices))
 
 
 def per_class_subset(split: Split, per_class: int, classes: Sequence[str]) -> Split:
-    """Return ``per_class`` images of each class, in their original order.
+    """Return ``per_class`` images of each class that has any, in their original order.
 
     The images are the first of each class in a permutation keyed by ``numpy_generator(0, "subset")``, so they are the
     same for every method and seed, and a smaller subset is contained in a larger one.
@@ -60,21 +59,22 @@ def per_class_subset(split: Split, per_class: int, classes: Sequence[str]) -> Sp
     Raises:
         ConfigError: If a class has fewer.
     """
-    available = _class_counts(split, classes)
-    fewest = int(np.argmin(available))
+    available = class_counts(split, len(classes))
+    fewest = min((label for label, count in enumerate(available) if count), key=available.__getitem__)
     if not 1 <= per_class <= available[fewest]:
         raise ConfigError(
             f"a subset of {per_class} images per class: class '{classes[fewest]}' has {available[fewest]} training "
             f"images. Allowed: 1..{available[fewest]}; choose a number in this range, or use all images."
         )
     order = permutation(numpy_generator(0, "subset"), len(split))
-    return take(split, first_of_each(split.labels.numpy(), order, [per_class] * len(classes)))
+    counts = [per_class if count else 0 for count in available]
+    return take(split, first_of_each(split.labels.numpy(), order, counts))
 
 
 def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tuple[Split, Split | None]:
     """Cut a class-balanced validation split off the training images; both keep the original order.
 
-    Of a class with n images, ``round(fraction * n)`` are cut, at least 1: the first in a permutation keyed by
+    Of a class with n > 0 images, ``round(fraction * n)`` are cut, at least 1: the first in a permutation keyed by
     ``numpy_generator(0, "split", "validation")``, so they are the same for every method and seed.
 
     Args:
@@ -92,10 +92,10 @@ def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tup
         raise ConfigError(f"a validation split of {fraction:g}: allowed are fractions in [0, 1); 0.1 cuts 10 %.")
     if fraction == 0:
         return split, None
-    available = _class_counts(split, classes)
-    counts = [max(1, round(fraction * count)) for count in available]
+    available = class_counts(split, len(classes))
+    counts = [max(1, round(fraction * count)) if count else 0 for count in available]
     for name, count, wanted in zip(classes, available, counts, strict=True):
-        if wanted >= count:
+        if 0 < count <= wanted:
             raise ConfigError(
                 f"a validation split of {fraction:g}: it takes {wanted} of the {count} training images of class "
                 f"'{name}' and leaves none. Choose a smaller fraction, or 0, or add images."
@@ -120,19 +120,20 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     """
     if not len(split):
         raise ConfigError("channel statistics: the split has no images. At least one is needed.")
-    channels = split.images.shape[1]
+    channels = split.image.channels
     total, squares = torch.zeros(channels, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
-    for start in range(0, len(split), _CHUNK):
+    for chunk in split.chunks(_CHUNK):
         # uint8 squared does not fit in uint8; in chunks, the wider copy stays small.
-        values = split.images[start : start + _CHUNK].to(torch.int64)
+        values = chunk.to(torch.int64)
         total += values.sum((0, 2, 3))
         squares += (values * values).sum((0, 2, 3))
-    count = split.images.numel() // channels
+    count = len(split) * split.image.height * split.image.width
     mean = tuple(round(s / (255 * count), 6) for s in total.tolist())
     # Python integers: count * sum of squares exceeds 64 bits for large datasets.
     spread = [count * q - s * s for s, q in zip(total.tolist(), squares.tolist(), strict=True)]
     return mean, tuple(max(_STD_FLOOR, round(math.sqrt(v) / (255 * count), 6)) for v in spread)
 
 
-def _class_counts(split: Split, classes: Sequence[str]) -> list[int]:
-    return torch.bincount(split.labels, minlength=len(classes)).tolist()
+def class_counts(split: Split, classes: int) -> list[int]:
+    """Return the number of images of each class, in label order."""
+    return torch.bincount(split.labels, minlength=classes).tolist()

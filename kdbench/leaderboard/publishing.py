@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
@@ -10,6 +11,8 @@ from kdbench.spec import DatasetRef
 from kdbench.store import EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 FOLDER = "runs"
+# A dataset made from another: kind, numbers and words separated by commas, then the other one. No path looks like it.
+_WRAPPED = re.compile(r"([A-Za-z0-9._-]+:\d+(,\w+)+:)+(?=[A-Za-z][A-Za-z0-9._-]*(:|$))")
 
 
 def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
@@ -21,7 +24,8 @@ def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
     for folder in folders:
         spec, record = folder.spec(), folder.peek()
         target = out / FOLDER / spec.run_id
-        named = spec.model_copy(update={"dataset": without_folder(spec.dataset)})
+        taught_on = tuple(map(without_folder, spec.teacher_datasets))
+        named = spec.model_copy(update={"dataset": without_folder(spec.dataset), "teacher_datasets": taught_on})
         write_atomic(target / SPEC, named.model_dump_json(indent=2) + "\n")
         if record is not None:
             copied = record.model_copy(update={"dataset_ref": without_folder(record.dataset_ref)})
@@ -33,6 +37,8 @@ def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
 
 
 def without_folder(dataset: DatasetRef) -> DatasetRef:
-    """Return the reference with the path in its name reduced to the last part."""
-    kind, colon, path = dataset.name.partition(":")
-    return dataset.model_copy(update={"name": f"{kind}{colon}{PurePath(path).name}"})
+    """Return the reference with the path in its name reduced to the last part; what it is a part of is kept."""
+    wrapped = _WRAPPED.match(dataset.name)
+    start = wrapped.end() if wrapped else 0
+    kind, colon, path = dataset.name[start:].partition(":")
+    return dataset.model_copy(update={"name": f"{dataset.name[:start]}{kind}{colon}{PurePath(path).name}"})

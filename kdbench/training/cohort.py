@@ -118,7 +118,7 @@ def cohort_key(spec: RunSpec) -> tuple[object, ...]:
 
 
 def _check_together(specs: Sequence[RunSpec]) -> None:
-    taught = {artefact_names(spec) for spec in specs if spec.teachers}
+    taught = {(artefact_names(spec), spec.taught_on) for spec in specs if spec.teachers}
     if len({cohort_key(spec) for spec in specs}) > 1 or len(taught) > 1:
         ids = ", ".join(spec.run_id for spec in specs)
         raise ConfigError(
@@ -131,17 +131,22 @@ def _manifests(specs: Sequence[RunSpec], store: TeacherStore) -> tuple[TeacherMa
     taught = next((spec for spec in specs if spec.teachers), None)
     if taught is None:
         return ()
-    if taught.teacher_names:
-        return tuple(store.manifest(taught.dataset, name) for name in taught.teacher_names)
-    return tuple(store.made_by(taught.dataset, name, taught.anchor.sha256) for name in artefact_names(taught))
+    named = list(zip(taught.taught_on, artefact_names(taught), strict=True))
+    found = (
+        [store.manifest(dataset, name) for dataset, name in named]
+        if taught.teacher_names
+        else [store.made_by(dataset, name, taught.anchor.sha256) for dataset, name in named]
+    )
+    for (dataset, name), manifest in zip(named, found, strict=True):
+        if manifest.dataset.fingerprint != dataset.fingerprint:
+            raise ConfigError(
+                f"teacher '{name}': was measured on other images than '{dataset.name}' holds now (fingerprint "
+                f"{manifest.dataset.fingerprint[:12]}, now {dataset.fingerprint[:12]}); restore them or make it again"
+            )
+    return tuple(found)
 
 
 def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace, *, layout: bool) -> Network:
-    if manifest.dataset.fingerprint != data.info.fingerprint:
-        raise ConfigError(
-            f"teacher '{manifest.name}': was measured on other images than '{data.info.name}' holds now (fingerprint "
-            f"{manifest.dataset.fingerprint[:12]}, now {data.info.fingerprint[:12]}); restore them or make it again"
-        )
     if manifest.classes != data.info.classes:
         raise ConfigError(
             f"teacher '{manifest.name}': trained on {len(manifest.classes)} classes, dataset '{data.info.name}' has "

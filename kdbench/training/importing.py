@@ -241,7 +241,7 @@ def _normalise(network: Network, wanted: str, train: Split, info: DatasetInfo, p
         network.set_normalisation(*_constants(wanted, known, info.image.channels))
         return []
     step = max(1, len(train) // _TRIED_IMAGES)
-    sample = Split(train.images[::step], train.labels[::step])
+    sample = train.select(torch.arange(0, len(train), step))
     losses = {}
     for name, (mean, std) in known.items():
         network.set_normalisation(mean, std)

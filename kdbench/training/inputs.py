@@ -1,7 +1,8 @@
 """The batch stream: which images, which crops, flips and mixes, all functions of (seed, epoch) alone.
 
-The dataset lives on the device as uint8; a batch is one gather. Nothing here depends on the method, so all methods of
-a seed see the same pixels, and a resumed run needs no sampler state.
+The dataset lives on the device as uint8, in main memory or mapped from its file where the device is the CPU; a batch is
+one gather, and padding is index arithmetic, so that no second copy of the images is made. Nothing here depends on the
+method, so all methods of a seed see the same pixels, and a resumed run needs no sampler state.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.config.schema import Data
 from kdbench.datasets.base import Split
+from kdbench.errors import ConfigError
 from kdbench.method import Mix, View
 from kdbench.seeds import torch_generator
 from kdbench.training.mixing import apply_mix, plan_mixing
@@ -48,14 +49,16 @@ class BatchStream:
         self.batch_size = min(data.batch_size, self.size)
         # A partial last batch is left out: it would have other BatchNorm statistics, and every epoch reshuffles.
         self.steps = max(1, self.size // self.batch_size)
-        self.height, self.width = split.images.shape[2:]
+        self.height, self.width = split.image.height, split.image.width
         self.padding = round(data.crop_padding * self.height / REFERENCE_SIZE)
         self.flips = data.mirror and mirror
-        mode = "constant" if data.padding_mode == "zeros" else "reflect"
-        pad = (self.padding,) * 4
-        # Reflection is not defined for uint8, and small integers are exact in float16.
-        padded = F.pad(split.images.half(), pad, mode=mode).to(torch.uint8) if self.padding else split.images
-        self.images = padded.to(device)
+        self.reflects = data.padding_mode == "reflect"
+        if self.reflects and self.padding >= min(self.height, self.width):
+            raise ConfigError(
+                f"data.crop_padding {data.crop_padding}: pads images of {self.height}x{self.width} by {self.padding} "
+                "pixels, and reflection needs fewer than an image has; lower it, or set data.padding_mode: zeros"
+            )
+        self.split = split.on(device)
         self.labels = split.labels.to(device)
         self._rows = torch.arange(self.height, device=device)
         self._columns = torch.arange(self.width, device=device)
@@ -84,7 +87,8 @@ class BatchStream:
         if epoch != self._epoch:
             self.start_epoch(epoch)
         at = self._rows_of(step)
-        images = self._crop(self.images, at, at, self._offsets, self._mirrored)
+        down, across = self._window(at, self._offsets, self._mirrored)
+        images = self._padded(at, down, across).float().div_(255)
         labels = self.labels[at]
         if self._mixes is None:
             return Inputs(images, labels, at, None)
@@ -99,22 +103,44 @@ class BatchStream:
             draws = torch_generator(self.seed, "augment", epoch, f"turned{view.quarter_turns}")
             self._view_offsets[view] = self._draw_offsets(draws).to(self.device)
         at = self._rows_of(step)
-        padded = self.images[at]
-        padded = torch.where(self._mirrored[at, None, None, None], padded.flip(3), padded)
-        rows = torch.arange(len(at), device=self.device)
-        images = self._crop(view.turned(padded), at, rows, self._view_offsets[view], None)
+        whole = (torch.arange(n + 2 * self.padding, device=self.device)[None] for n in (self.height, self.width))
+        padded = self._padded(at, *whole)
+        padded = view.turned(torch.where(self._mirrored[at, None, None, None], padded.flip(3), padded))
+        down, across = self._window(at, self._view_offsets[view], None)
+        each = torch.arange(len(at), device=self.device)
+        # Advanced indices around the channel axis put it last: (N, H, W, C).
+        images = padded[each[:, None, None], :, down[:, :, None], across[:, None, :]]
+        images = images.permute(0, 3, 1, 2).float().div_(255)
         return images if self._mixes is None else apply_mix(self._mixes[step], images, self.labels[at])[0]
 
     def _rows_of(self, step: int) -> Tensor:
         return self._order[step * self.batch_size : (step + 1) * self.batch_size].clone()
 
-    def _crop(self, padded: Tensor, at: Tensor, rows: Tensor, offsets: Tensor, mirrored: Tensor | None) -> Tensor:
-        """Return the windows (N, C, H, W) in [0, 1] of images ``at``, which are the ``rows`` of ``padded``."""
-        down = offsets[0, at, None] + self._rows
+    def _window(self, at: Tensor, offsets: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the coordinates, down (N, H) and across (N, W), of the crops of images ``at`` once they are padded."""
         columns = self._columns.expand(len(at), -1)
         if mirrored is not None:
             columns = torch.where(mirrored[at, None], self._columns.flip(0), columns)
-        across = columns + offsets[1, at, None]
-        # Advanced indices around the channel axis put it last: (N, H, W, C).
-        window = padded[rows[:, None, None], :, down[:, :, None], across[:, None, :]]
-        return window.permute(0, 3, 1, 2).float().div_(255)
+        return offsets[0, at, None] + self._rows, offsets[1, at, None] + columns
+
+    def _padded(self, at: Tensor, down: Tensor, across: Tensor) -> Tensor:
+        """Return uint8 pixels (N, C, h, w) of images ``at`` at coordinates, down (N or 1, h) and across (N or 1, w).
+
+        Coordinates count from the corner of the padding, which exists only here: a reflected coordinate is that of the
+        pixel it mirrors, and one in a border of zeros is that of the nearest pixel, which is then blanked.
+        """
+        (rows, above), (columns, beside) = self._unpadded(down, self.height), self._unpadded(across, self.width)
+        places = self.split.places(at)[:, None, None]
+        # Advanced indices around the channel axis put it last: (N, h, w, C).
+        pixels = self.split.store[places, :, rows[:, :, None], columns[:, None, :]]
+        if self.padding and not self.reflects:
+            pixels = pixels * (above[:, :, None] & beside[:, None, :])[..., None]
+        return pixels.permute(0, 3, 1, 2)
+
+    def _unpadded(self, coordinates: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return where padded coordinates come from on an axis of an image, and whether they lie on it."""
+        own = coordinates - self.padding
+        if self.reflects:
+            return (length - 1) - ((length - 1) - own.abs()).abs(), own >= 0
+        inside = own.clamp(0, length - 1)
+        return inside, inside == own

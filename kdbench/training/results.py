@@ -14,7 +14,7 @@ from torch import nn
 
 from kdbench import __version__
 from kdbench.artefacts import PREDICTIONS as TEACHER_PREDICTIONS
-from kdbench.artefacts import TeacherManifest, TeacherStore
+from kdbench.artefacts import TeacherStore
 from kdbench.backbones.cost import flops_of
 from kdbench.errors import KdbenchError
 from kdbench.evaluation import Predictions, read_predicted
@@ -66,7 +66,7 @@ def finish(
             status, reason = outcome(lane)
     if measured is not None:
         accuracy = measured.predictions.accuracy
-        floor = learned_nothing_below(len(trained.data.info.classes), lane.anchor.schedule.epochs)
+        floor = learned_nothing_below(trained.data.info.occurring, lane.anchor.schedule.epochs)
         if status == "ok" and accuracy <= floor:
             status, reason = "diverged", f"final accuracy {accuracy:.2f} % is not above {floor:.2f} %: nothing learned"
         write_atomic(folder.path / WEIGHTS, measured.weights)
@@ -134,7 +134,7 @@ def _measure(trained: Trained, machine: Machine, store: TeacherStore) -> Measure
     return Measured(
         predictions,
         deployed_weights(module, trained.lane),
-        _agreement(predictions, trained.teachers, store),
+        _agreement(predictions, trained, store),
         _cost(trained.lane, machine),
     )
 
@@ -200,11 +200,12 @@ def _accuracy(lane: Lane, predictions: Predictions) -> Accuracy:
     )
 
 
-def _agreement(predictions: Predictions, teachers: Sequence[TeacherManifest], store: TeacherStore) -> float | None:
-    """Return agreement with the first teacher in percent; None without a teacher."""
-    if not teachers:
+def _agreement(predictions: Predictions, trained: Trained, store: TeacherStore) -> float | None:
+    """Return agreement with the first teacher in percent; None without one, or if it was measured on other images."""
+    if not trained.teachers or trained.teachers[0].dataset.fingerprint != trained.data.info.fingerprint:
         return None
-    path = store.folder(teachers[0].dataset, teachers[0].name) / TEACHER_PREDICTIONS
+    teacher = trained.teachers[0]
+    path = store.folder(teacher.dataset, teacher.name) / TEACHER_PREDICTIONS
     return predictions.agreement(read_predicted(path))
 
 

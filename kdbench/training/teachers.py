@@ -67,9 +67,9 @@ def recipes_of(specs: Sequence[RunSpec]) -> list[Recipe]:
     found: dict[tuple[str, str, str], Recipe] = {}
     for spec in specs:
         if not spec.teacher_names:
-            for backbone in spec.teachers:
-                key = (backbone, spec.dataset.label, spec.anchor.sha256)
-                found.setdefault(key, Recipe(backbone, spec.dataset, spec.anchor))
+            for backbone, dataset in zip(spec.teachers, spec.taught_on, strict=True):
+                key = (backbone, dataset.label, spec.anchor.sha256)
+                found.setdefault(key, Recipe(backbone, dataset, spec.anchor))
     return list(found.values())
 
 
@@ -99,7 +99,7 @@ def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> Tea
     network = trained.lane.deployed()
     assert isinstance(network, Network)
     predictions = trained.data.test.predict(network)
-    if predictions.accuracy <= learned_nothing_below(len(trained.data.info.classes), recipe.anchor.schedule.epochs):
+    if predictions.accuracy <= learned_nothing_below(trained.data.info.occurring, recipe.anchor.schedule.epochs):
         raise RunError(f"teacher '{recipe.name}': {predictions.accuracy:.2f} % after training is chance; {_REMEDY}")
     return write_artefact(
         store,

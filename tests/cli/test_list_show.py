@@ -22,8 +22,7 @@ def test_list_has_one_row_for_each_name(kind: str, registry: Registry) -> None:
     header, rule, *rows = outcome.out.splitlines()
     assert header.split()[0] == kind.removesuffix("s")
     assert set(rule) == {"-", " "}
-    paths = [d.name for d in registry.datasets.values() if d.takes_path]
-    names = [f"{name}:PATH" if kind == "datasets" and name in paths else name for name in getattr(registry, kind)]
+    names = [registry.datasets[name].form if kind == "datasets" else name for name in getattr(registry, kind)]
     assert [row.split()[0] for row in rows] == names
 
 

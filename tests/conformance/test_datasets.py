@@ -76,11 +76,21 @@ def check_info(info: DatasetInfo) -> None:
 
 
 def test_all_built_in_datasets_are_registered() -> None:
-    assert sorted(DATASETS) == ["cifar10", "cifar100", "digits", "fashion_mnist", "folder", "npz"]
-    assert {name for name, dataset in DATASETS.items() if dataset.takes_path} == {"folder", "npz"}
+    assert sorted(DATASETS) == [
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion_mnist",
+        "folder",
+        "imagenet32",
+        "npz",
+        "overlap",
+    ]
+    assert {name for name, dataset in DATASETS.items() if dataset.takes_path} == {"folder", "imagenet32", "npz"}
+    assert {name for name, dataset in DATASETS.items() if dataset.wrap} == {"overlap"}
 
 
-@pytest.mark.parametrize("name", sorted(name for name, dataset in DATASETS.items() if not dataset.takes_path))
+@pytest.mark.parametrize("name", sorted(name for name, dataset in DATASETS.items() if dataset.form == name))
 def test_description_without_data(name: str, tmp_path: Path) -> None:
     info = DATASETS[name].open("", tmp_path / "root").info
     assert (info.name, info.slug) == (name, name)

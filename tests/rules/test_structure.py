@@ -69,7 +69,8 @@ def test_no_method_is_named_outside_its_own_file(registry: Registry) -> None:
 
 def test_only_the_evaluator_reads_test_data() -> None:
     reading = [path for path in SOURCES if re.search(r"\.test\(\)", path.read_text(encoding="utf-8"))]
-    assert [path.relative_to(PACKAGE).as_posix() for path in reading] == ["evaluation.py"]
+    # A dataset made from another one passes on what it is asked for.
+    assert [path.relative_to(PACKAGE).as_posix() for path in reading] == ["datasets/overlap.py", "evaluation.py"]
 
 
 def test_every_hook_is_documented() -> None:
