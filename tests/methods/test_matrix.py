@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import registry as registries
-from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.config.loading import load_anchor
 from kdbench.errors import Unsupported
 from kdbench.registry import Registry
@@ -57,11 +57,11 @@ class Maps(Network):
 
 
 def maps(name: str, *shapes: tuple[int, int]) -> Backbone:
-    return Backbone(name, "t", partial(Maps, shapes), SOURCE)
+    return Backbone(name, "t", by_channels(partial(Maps, shapes)), SOURCE)
 
 
 ODD = {
-    "tokens": Backbone("tokens", "t", Tokens, SOURCE),
+    "tokens": Backbone("tokens", "t", by_channels(Tokens), SOURCE),
     "one_channel": maps("one_channel", (4, 32), (1, 16), (1, 8), (1, 4)),
     "one_pixel": maps("one_pixel", (4, 32), (8, 1), (8, 1), (8, 1)),
     "other_sizes": maps("other_sizes", (4, 32), (8, 13), (8, 7), (8, 3)),

@@ -45,6 +45,8 @@ from kdbench.training.networks import new_network
 from kdbench.training.trainer import Observer, Trainer
 from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape, Taps
 
+CIFAR = StageShape((3, 32, 32))
+
 Change = Callable[[Tensor], Tensor]
 KNOWN = registry.load()
 BUILT_IN = [m for m in KNOWN.methods.values() if m.__module__.startswith("kdbench.methods.")]
@@ -213,11 +215,13 @@ def cohort() -> Cohort:
     student, *teachers = (KNOWN.backbones[name].info(CLASSES, image) for name in names)
     stream = BatchStream(source.split, anchor.data, 0, device, mirror=True)
     context = Context(PairInfo("p", student, tuple(teachers), image), 32, 1, stream.steps, stream.batch_size, seed=0)
-    teacher = new_network(KNOWN.backbones[PAIR.teachers[0]], CLASSES, 3, 1).eval().requires_grad_(requires_grad=False)
+    teacher = (
+        new_network(KNOWN.backbones[PAIR.teachers[0]], CLASSES, CIFAR, 1).eval().requires_grad_(requires_grad=False)
+    )
     untouched = {key: value.clone() for key, value in teacher.state_dict().items()}
     lanes = {}
     for kind in TAUGHT:
-        network = new_network(KNOWN.backbones[PAIR.student], CLASSES, 3, 0)
+        network = new_network(KNOWN.backbones[PAIR.student], CLASSES, CIFAR, 0)
         setup = Setup(source.split.labels.clone(), (teacher,))
         lanes[kind.name] = Lane(spec_of(kind, anchor), kind, network, context, device, setup)
     found = Cohort(lanes, teacher, untouched, TestSet(source, device, 32))  # type: ignore[arg-type]
@@ -497,7 +501,7 @@ def test_pitfall_04_scores_use_the_stale_bank_of_the_other_network_and_one_z_als
 def trained_once(name: str) -> Network:
     """Return a network in eval mode whose normalisation layers are not the identity."""
     torch.manual_seed(0)
-    network = KNOWN.backbones[name].build(CLASSES, StageShape((3, 32, 32)))
+    network = KNOWN.backbones[name].build(CLASSES, CIFAR)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.weight, 1.0, 0.1)
@@ -577,7 +581,7 @@ def test_pitfall_05_methods_take_the_students_maps_as_they_are(name: str) -> Non
 @torch.no_grad()
 def test_pitfall_06_taps_do_not_change_what_batchnorm_learns(name: str) -> None:
     torch.manual_seed(0)
-    plain = KNOWN.backbones[name].build(CLASSES, StageShape((3, 32, 32))).train()
+    plain = KNOWN.backbones[name].build(CLASSES, CIFAR).train()
     tapped = copy.deepcopy(plain)
     for _ in range(2):
         one, other = plain(images()), tapped(images(), EVERYTHING)

@@ -35,7 +35,7 @@ from kdbench.training.lane import Lane
 from kdbench.training.networks import new_network
 from kdbench.training.runs import run_cohort
 from kdbench.training.teachers import Recipe, train_teacher, write_artefact
-from kdbench.types import Pair
+from kdbench.types import Pair, StageShape
 
 PER_CLASS, BATCH, STEPS = 20, 40, 4  # 200 images, 40 of them for validation
 TINY = ("resnet8_w4", ("resnet14_w8",))
@@ -198,7 +198,7 @@ class Lab:
         shutil.copytree(self.place.teachers.root, copy.root)
         self.place = replace(self.place, teachers=copy)
         source, name = Digits(), f"untrained-{backbone}"
-        network = new_network(_registry().backbones[backbone], 10, 1, seed=0)
+        network = new_network(_registry().backbones[backbone], 10, StageShape((1, 8, 8)), seed=0)
         predictions = TestSet(source, torch.device("cpu"), 500).predict(network)
         about = {"name": name, "backbone": backbone, "origin": "imported", "recipe": "none", "recipe_sha256": "0" * 64}
         write_artefact(copy, network, predictions, source.info, self.dataset, **about)

@@ -27,7 +27,9 @@ from kdbench.training import cohort
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.networks import load_teacher, new_network
 from kdbench.training.trainer import Interrupted
-from kdbench.types import Context, Source, Taps, Term
+from kdbench.types import Context, Source, StageShape, Taps, Term
+
+DIGIT = StageShape((1, 8, 8))
 
 SOURCE = Source("A toy", 2020, "https://example.org")
 EPOCHS = 2  # of an extra phase: steps 1-8; the main phase has three more
@@ -205,7 +207,7 @@ def _stopped(lab: Any, spec: Any, where: str, steps: int) -> dict[str, Any]:
 
 
 def _fresh(lab: Any) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = new_network(lab.place.registry.backbones["resnet8_w4"], 10, 1, seed=0).state_dict()
+    state: dict[str, Tensor] = new_network(lab.place.registry.backbones["resnet8_w4"], 10, DIGIT, seed=0).state_dict()
     return state
 
 
@@ -428,7 +430,7 @@ def test_the_kit_shows_such_a_method_none_either(lab: Any) -> None:
 
 def _teacher_head(lab: Any) -> Any:
     (manifest,) = lab.place.teachers.all()
-    return load_teacher(lab.place.teachers, manifest, lab.place.registry.backbones["resnet14_w8"]).head
+    return load_teacher(lab.place.teachers, manifest, lab.place.registry.backbones["resnet14_w8"], DIGIT).head
 
 
 def test_an_adopted_module_is_checkpointed_averaged_and_deployed(lab: Any) -> None:

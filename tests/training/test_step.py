@@ -14,6 +14,9 @@ from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.networks import new_network
 from kdbench.training.optimizer import make_optimizer
 from kdbench.training.trainer import Interrupted
+from kdbench.types import StageShape
+
+DIGIT = StageShape((1, 8, 8))
 
 PLAIN: dict[str, Any] = {
     "schedule__name": "constant",
@@ -70,7 +73,7 @@ def test_adamw_by_hand() -> None:
 def test_helpers_are_trained_with_the_student_and_phases_choose_their_own(lab: Any) -> None:
     spec = lab.spec("toy_bank", anchor=lab.anchor(**PLAIN))
     state = state_after(lab, spec, 7)
-    fresh = new_network(lab.place.registry.backbones["resnet8_w4"], 10, 1, seed=0).state_dict()
+    fresh = new_network(lab.place.registry.backbones["resnet8_w4"], 10, DIGIT, seed=0).state_dict()
     learned = [key for key in fresh if "running" not in key and "num_batches" not in key]
     assert all(torch.equal(state["student"][key], fresh[key]) for key in learned), "the student in the helper's phase"
     early = state_after(lab, spec, 1)
@@ -93,7 +96,7 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(lab: Any, precision: str
     """With a rate of 1 and no momentum a step is the gradient itself."""
     anchor = lab.anchor(**{**PLAIN, "step__grad_clip_norm": 0.01}, optimizer__lr=1.0, step__precision=precision)
     spec = lab.spec("vanilla_kd", anchor=anchor)
-    fresh = dict(new_network(lab.place.registry.backbones["resnet8_w4"], 10, 1, seed=0).named_parameters())
+    fresh = dict(new_network(lab.place.registry.backbones["resnet8_w4"], 10, DIGIT, seed=0).named_parameters())
     state = state_after(lab, spec, 1)["student"]
     norm = math.sqrt(sum(float((state[key] - value.detach()).double().pow(2).sum()) for key, value in fresh.items()))
     assert norm == pytest.approx(0.01, rel=1e-3)
@@ -105,7 +108,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(lab: Any, chunks: int, m
     """Without BatchNorm every image counts by itself, so how a batch is cut must not matter."""
     anchors = [lab.anchor(f"a{count}", **PLAIN, **mix, step__accumulate=count) for count in (1, chunks)]
     whole, cut = (lab.train([lab.spec("vanilla_kd", anchor=a, networks=TOY)], a.name)[0].lane for a in anchors)
-    fresh = dict(new_network(lab.place.registry.backbones["toy_plain"], 10, 1, seed=0).named_parameters())
+    fresh = dict(new_network(lab.place.registry.backbones["toy_plain"], 10, DIGIT, seed=0).named_parameters())
     for key, value in whole.student.named_parameters():
         assert not torch.allclose(value, fresh[key], atol=1e-3), "the run did too little to tell"
         torch.testing.assert_close(dict(cut.student.named_parameters())[key], value, rtol=1e-4, atol=1e-6)
@@ -147,7 +150,7 @@ def test_low_precision_trains(lab: Any, toys: Any) -> None:
 def test_the_scale_of_the_loss_does_not_reach_the_weights(lab: Any) -> None:
     """One step with scaling (fp16) is one without (bf16), but for rounding: not 1024 times as large."""
     moved = []
-    fresh = dict(new_network(lab.place.registry.backbones["toy_plain"], 10, 1, seed=0).named_parameters())
+    fresh = dict(new_network(lab.place.registry.backbones["toy_plain"], 10, DIGIT, seed=0).named_parameters())
     for precision in ("fp16", "bf16"):
         anchor = lab.anchor(precision, **PLAIN, step__precision=precision)
         student = state_after(lab, lab.spec("vanilla_kd", anchor=anchor, networks=TOY), 1)["student"]

@@ -15,6 +15,7 @@ from kdbench.training import teachers
 from kdbench.training.networks import load_teacher
 from kdbench.training.teachers import Recipe, recipes_of, train_teacher, verify_teacher
 from kdbench.training.trainer import Interrupted
+from kdbench.types import StageShape
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_teacher_is_trained_with_labels_only_and_described(lab: Any, recipe: R
     assert manifest.recipe_sha256 == recipe.anchor.sha256
     assert (manifest.test_images, len(manifest.classes), manifest.in_channels) == (599, 10, 1)
     folder = place.teachers.folder(lab.dataset, manifest.name)
-    network = load_teacher(place.teachers, manifest, place.registry.backbones["resnet8_w4"])
+    network = load_teacher(place.teachers, manifest, place.registry.backbones["resnet8_w4"], StageShape((1, 8, 8)))
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
     assert network.mean.flatten().tolist() == pytest.approx(list(manifest.mean))

@@ -28,7 +28,9 @@ from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.mixing import MixPlan, plan_mixing
 from kdbench.training.networks import load_teacher, new_network
 from kdbench.training.trainer import Interrupted
-from kdbench.types import Context, Source, Taps, Term
+from kdbench.types import Context, Source, StageShape, Taps, Term
+
+DIGIT = StageShape((1, 8, 8))
 
 CPU = torch.device("cpu")
 COUNT, BATCH = 24, 8
@@ -321,7 +323,7 @@ def _fresh_student(lab: Any, spec: Any) -> Any:
     backbone = lab.place.registry.backbones[spec.student]
     source = open_source(spec.dataset.name, lab.place.registry, lab.place.data_root)
     data = load_data(source, spec.dataset, spec.anchor.data, spec.anchor.evaluation, CPU)
-    network = new_network(backbone, 10, 1, spec.seed)
+    network = new_network(backbone, 10, DIGIT, spec.seed)
     network.set_normalisation(data.mean, data.std)
     network.place(CPU, channels_last=spec.anchor.step.channels_last and backbone.channels_last)
     return network.train()
@@ -357,7 +359,7 @@ def test_rows_match_the_images(lab: Any, seen: list[Batch], chunks: int, sizes: 
     spec = lab.spec("toy_watch_views", anchor=anchor, networks=("toy_plain", ("resnet14_w8",)))
     _stopped(lab, spec, "runs", 1)
     (manifest,) = lab.place.teachers.all()
-    teacher = load_teacher(lab.place.teachers, manifest, lab.place.registry.backbones["resnet14_w8"])
+    teacher = load_teacher(lab.place.teachers, manifest, lab.place.registry.backbones["resnet14_w8"], DIGIT)
     student = _fresh_student(lab, spec)
     assert [len(batch.labels) for batch in seen] == sizes
     assert len(torch.cat([batch.index for batch in seen]).unique()) == 40
@@ -405,7 +407,7 @@ def test_accumulated_steps_with_views_are_those_of_the_whole_batch(lab: Any, mix
     anchors = [lab.anchor(f"a{count}", **plain, **mix, step__accumulate=count) for count in (1, 4)]
     specs = [lab.spec("toy_watch_views", anchor=anchor, networks=networks) for anchor in anchors]
     whole, cut = (lab.train([spec], spec.anchor.name)[0].lane for spec in specs)
-    fresh = dict(new_network(lab.place.registry.backbones["toy_plain"], 10, 1, seed=0).named_parameters())
+    fresh = dict(new_network(lab.place.registry.backbones["toy_plain"], 10, DIGIT, seed=0).named_parameters())
     for key, value in whole.student.named_parameters():
         assert not torch.allclose(value, fresh[key], atol=1e-3), "the run did too little to tell"
         torch.testing.assert_close(dict(cut.student.named_parameters())[key], value, rtol=1e-4, atol=1e-6)

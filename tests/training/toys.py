@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.hooks import hookimpl
 from kdbench.method import AnyMethod, Batch, Losses, Method, Options, Phase, Setup, TapRequest
 from kdbench.types import Context, Deviation, Source, Taps, Term
@@ -256,4 +256,4 @@ def kdbench_methods() -> Iterable[type[AnyMethod]]:
 
 @hookimpl
 def kdbench_backbones() -> Iterable[Backbone]:
-    return [Backbone("toy_plain", "toy", Plain, SOURCE)]
+    return [Backbone("toy_plain", "toy", by_channels(Plain), SOURCE)]

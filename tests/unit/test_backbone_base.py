@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench.backbones.base import Backbone, Network, head_at
+from kdbench.backbones.base import Backbone, Network, by_channels, head_at
 from kdbench.types import Features, Source, StageShape, Taps
 
 
@@ -118,7 +118,7 @@ def test_a_head_of_another_name() -> None:
     assert list(network.state_dict()) == ["classifier.0.weight"]
 
 
-BACKBONE = Backbone("adder", "toy", Adder, Source("", 2026, ""), min_size=8, multiple_of=4)
+BACKBONE = Backbone("adder", "toy", by_channels(Adder), Source("", 2026, ""), min_size=8, multiple_of=4)
 
 
 def test_info_from_a_dry_run() -> None:

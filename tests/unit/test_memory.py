@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.backbones.cost import cost_of, flops_of
 from kdbench.memory import Estimate, estimate, student_costs, teacher_flops, too_large
 from kdbench.plan import Plan, Request, make_plan
@@ -53,7 +53,7 @@ ACTIVATIONS = 4 * (64 + 256 + 96 + 6)
 def registry(with_plugin: Callable[..., Registry]) -> Registry:
     return with_plugin(
         kdbench_backbones=lambda: [
-            Backbone("two", "x", TwoConvolutions, Source("t", 2020, "u")),
+            Backbone("two", "x", by_channels(TwoConvolutions), Source("t", 2020, "u")),
         ]
     )
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.datasets.base import Dataset, DatasetInfo, Split
 from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported
 from kdbench.memory import estimate, student_costs, teacher_flops, too_large
@@ -117,8 +117,8 @@ def plan(with_plugin: Callable[..., Registry]) -> Plan_:
             kdbench_datasets=lambda: [Dataset("sealed", Sealed), Dataset("oblong", Oblong)],
             kdbench_methods=lambda: list(methods),
             kdbench_backbones=lambda: [
-                Backbone("giant", "t", Giant, SOURCE),
-                Backbone("reticent", "t", Reticent, SOURCE),
+                Backbone("giant", "t", by_channels(Giant), SOURCE),
+                Backbone("reticent", "t", by_channels(Reticent), SOURCE),
             ],
         )
         for pair in PAIRS:
