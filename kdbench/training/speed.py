@@ -142,8 +142,9 @@ def speeds_of(
 ) -> dict[Work, Speed]:
     """Return the speed of each network, measured as long as there is time.
 
-    The cheapest come first. One that is expected to end beyond the budget, or does not fit the memory, is calculated
-    from its operations and those per second of the measured network nearest to it, of the same kind if there is one.
+    The cheapest come first, and one is always measured. One that is expected to end beyond the budget, or does not fit
+    the memory, is calculated from its operations and those per second of the measured network nearest to it, of the
+    same kind if there is one.
 
     Args:
         works: What to measure; repeated ones are measured once.
@@ -159,7 +160,7 @@ def speeds_of(
     for work in sorted(dict.fromkeys(works), key=lambda work: work.flops):
         shortest = 3 * FEWEST_IMAGES * _calculated(work, measured) if measured else 0.0
         before = clock()
-        if before - started + max(last, shortest) > budget:
+        if measured and before - started + max(last, shortest) > budget:
             left.append(work)
             continue
         try:
