@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -183,7 +186,7 @@ def test_a_network_of_a_hundred_times_the_operations_takes_longer(plan: Plan, wo
 @pytest.mark.parametrize("name", ["resnet110", "vgg13", "ShuffleV2", "MobileNetV2", "ResNet50"])
 def test_weights_that_are_not_drawn_keep_activations_normal(name: str, registry: Registry) -> None:
     """Numbers that overflow or are denormal would be faster or slower than those of a run."""
-    work = Work(registry.backbones[name], 100, IMAGE, trains=False)
+    work = speed.Work(registry.backbones[name], 100, IMAGE, trains=False)
     network = speed._filled(work, CPU).eval()
     with torch.no_grad():
         features = network(torch.linspace(0, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32))
@@ -191,3 +194,35 @@ def test_weights_that_are_not_drawn_keep_activations_normal(name: str, registry:
         assert value == 0 or 1e-20 < value < 1e20
     assert not any(p.is_meta for p in [*network.parameters(), *network.buffers()])
     assert [b.dtype for b in network.buffers()] == [b.dtype for b in on_meta(work.backbone, 100, IMAGE).buffers()]
+
+
+PEAK = """
+import torch
+from kdbench.backbones.cost import cost_of, on_meta
+from kdbench.config.loading import load_anchor
+from kdbench.memory import training_memory
+from kdbench.registry import load
+from kdbench.training.environment import set_up
+from kdbench.training import speed
+from kdbench.types import StageShape
+
+registry, machine, image = load(), set_up("cpu", 1), StageShape((3, 32, 32))
+anchor = load_anchor("fair_baseline_smoke", registry.anchors.as_mapping())
+work = speed.Work(registry.backbones["resnet56"], 10, image, True)
+base = machine.base_memory()
+speed.STEP_FLOPS["cpu"], speed.MOST_STEPS = 1e18, 1
+speed.measure(work, anchor, machine.device)
+expected = training_memory(cost_of(on_meta(work.backbone, 10, image), image), (), anchor, base=base)
+print(expected - base, machine.peak_memory() - base)
+"""
+
+
+def test_memory_in_training_is_about_what_was_counted() -> None:
+    """Half a gibibyte of activations in a process of its own, so that nothing else's peak is seen."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    counted, used = map(int, done.stdout.split())
+    assert counted > 2**28
+    assert 0.6 * counted < used < 1.7 * counted  # freed memory of before is used again; kernels need room to work
