@@ -45,6 +45,9 @@ device_option = click.option("--device", default="auto", show_default=True, help
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads per worker [default: cores / jobs]."
 )
+measure_option = click.option(
+    "--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each network for the plan."
+)
 dataset_option = click.option("--dataset", help="Dataset instead of the pair's own: a name, npz:PATH or folder:PATH.")
 per_class_option = click.option("--per-class", type=click.IntRange(1), help="Training images kept per class.")
 anchor_option = click.option(

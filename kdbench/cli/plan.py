@@ -6,22 +6,27 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import cells_options
+from kdbench.cli.arguments import apply, available_threads, cells_options, measure_option, threads_option
 from kdbench.cli.main import State
 
 
 @click.command("plan")
-@cells_options
+@apply(cells_options, threads_option, measure_option)
 @click.pass_obj
-def plan_command(state: State, /, **cells: Any) -> None:
-    """Show what run would do: cells, skipped cells with reasons, missing teachers, estimated cost."""
+def plan_command(state: State, /, threads: int | None, measure: bool, **cells: Any) -> None:
+    """Show what run would do: cells, skipped cells with reasons, missing teachers, estimated time and memory.
+
+    Times come from a few steps of each network on this machine, within a minute; ~ marks what was calculated from
+    operations instead.
+    """
     from kdbench.cli.planning import Asked, plan_for
 
     asked = Asked(**cells)
-    print_plan(plan_for(asked, state.registry()), asked, state.registry())
+    plan = plan_for(asked, state.registry())
+    print_plan(plan, asked, state.registry(), threads or available_threads(), measure=measure)
 
 
-def print_plan(plan: Any, asked: Any, registry: Any) -> None:
+def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: bool) -> None:
     """Print a plan."""
     from tabulate import tabulate
 
@@ -29,29 +34,62 @@ def print_plan(plan: Any, asked: Any, registry: Any) -> None:
     from kdbench.execution.driver import missing_teachers
     from kdbench.memory import estimate
     from kdbench.store import RunStore
+    from kdbench.training.environment import set_up
+    from kdbench.training.forecast import forecast, measurer
 
     store = RunStore(asked.out)
-    rows: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+    machine = set_up(asked.device, threads)
+    todo = [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]
+    missing = missing_teachers(todo, TeacherStore(asked.teachers))
+    found = forecast(plan, missing, registry, machine, measurer(plan, machine) if measure and todo else None)
+    headers = ("pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory")
+    click.echo(tabulate(_rows(plan, store, found), headers=headers, disable_numparse=True))
+    for skipped in plan.skipped:
+        click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
+    for recipe in missing:
+        time = f", {found.recipes[recipe.name]}" if found.recipes else ""
+        click.echo(f"teacher missing: {recipe.name} for {recipe.dataset.label} (trained first{time})")
+    cost = estimate(plan, todo, registry, found.base)
+    click.echo(
+        f"{len(plan.runs)} runs, {len(todo)} to do: {cost.images:,} student images, {cost.petaflops:.3g} PFLOP of "
+        f"training, at most {_size(cost.memory_bytes)} per run"
+    )
+    if found.runs:
+        click.echo(_total(todo, found))
+
+
+def _rows(plan: Any, store: Any, found: Any) -> list[tuple[str, ...]]:
+    cells: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
     for spec in plan.runs:
         record = store.folder(spec.run_id).peek()
         state = record.status if record else "to do"
-        rows.setdefault((spec.pair, spec.dataset.label, spec.method), []).append((spec.seed, state))
+        cells.setdefault((spec.pair, spec.dataset.label, spec.method), []).append((spec.seed, state))
     options = {(spec.pair, spec.method): _options(spec) for spec in plan.runs}
-    table = [
-        (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds))
-        for (pair, dataset, method), seeds in rows.items()
-    ]
-    click.echo(tabulate(table, headers=("pair", "dataset", "method", "options", "seeds", "state")))
-    for skipped in plan.skipped:
-        click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
-    todo = [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]
-    for recipe in missing_teachers(todo, TeacherStore(asked.teachers)):
-        click.echo(f"teacher missing: {recipe.name} for {recipe.dataset.label} (trained first)")
-    cost = estimate(plan, todo, registry)
-    click.echo(
-        f"{len(plan.runs)} runs, {len(todo)} to do: {cost.images:,} student images, {cost.petaflops:.3g} PFLOP of "
-        f"training, at most {cost.memory_bytes / 2**30:.1f} GiB per student"
+    return [
+        (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds),
+         str(found.runs.get((pair, method), "-")), _size(found.memory[pair, method]))
+        for (pair, dataset, method), seeds in cells.items()
+    ]  # fmt: skip
+
+
+def _total(todo: Any, found: Any) -> str:
+    """Return the line of the total time; each run bears its teachers' passes alone there."""
+    from kdbench.training.forecast import Duration
+
+    runs = sum((found.runs[spec.pair, spec.method] for spec in todo), Duration(0))
+    taught = sum(found.recipes.values(), Duration(0))
+    device, threads = found.machine.device, found.machine.threads
+    where = f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+    teachers = f" + {taught} for missing teachers" if found.recipes else ""
+    return (
+        f"time one after another ({where}): {runs} for runs{teachers}; less where runs of a seed share their "
+        "teachers' passes"
     )
+
+
+def _size(count: int) -> str:
+    """Return bytes as people say them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _options(spec: Any) -> str:

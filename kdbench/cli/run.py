@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, available_threads, cells_options, threads_option
+from kdbench.cli.arguments import apply, available_threads, cells_options, measure_option, threads_option
 from kdbench.cli.main import State
 
 
@@ -22,6 +22,7 @@ from kdbench.cli.main import State
     click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
     click.option("--no-train-teachers", is_flag=True, help="Fail if a teacher is missing."),
     click.option("--dry-run", is_flag=True, help="Only show the plan."),
+    measure_option,
     click.option("--retry-failed", is_flag=True, help="Run again what failed for outside reasons."),
 )
 @click.pass_obj
@@ -34,6 +35,7 @@ def run_command(
     executor: str,
     no_train_teachers: bool,
     dry_run: bool,
+    measure: bool,
     retry_failed: bool,
     **cells: Any,
 ) -> None:
@@ -47,17 +49,17 @@ def run_command(
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
 
-    asked = Asked(**cells)
+    asked, threads = Asked(**cells), threads or max(1, available_threads() // jobs)
     plan = plan_for(asked, state.registry())
     if dry_run:
-        print_plan(plan, asked, state.registry())
+        print_plan(plan, asked, state.registry(), threads, measure=measure)
         return
     settings = Settings(
         store=asked.out,
         teachers=asked.teachers,
         data=asked.data,
         device=asked.device,
-        threads=threads or max(1, available_threads() // jobs),
+        threads=threads,
         without=state.without,
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}

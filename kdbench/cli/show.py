@@ -74,9 +74,11 @@ def _anchor(name: str, registry: Any) -> Any:
 
 @click.command("show")
 @click.argument("name")
-@click.option("--size", type=click.IntRange(1), default=32, show_default=True, help="Input size for a backbone.")
+@click.option("--size", type=click.IntRange(1), default=32, show_default=True, help="Pixels of a backbone's input.")
+@click.option("--classes", type=click.IntRange(1), default=100, show_default=True, help="Classes of its head.")
+@click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Channels of its input.")
 @click.pass_obj
-def show_command(state: State, name: str, size: int) -> None:
+def show_command(state: State, name: str, size: int, classes: int, channels: int) -> None:
     """Show a method, backbone, pair, dataset or anchor by NAME."""
     from kdbench.errors import ConfigError, nearest
 
@@ -89,8 +91,12 @@ def show_command(state: State, name: str, size: int) -> None:
         if name in getattr(registry, kind):
             view(name, registry)
             found = True
-    if name in registry.backbones:
-        _show_backbone(name, registry, size)
+    if name in registry.backbones or (":" in name and not found):  # of a library's names the table says what is wrong
+        from kdbench.cli.backbone_page import backbone_page
+        from kdbench.types import StageShape
+
+        for line in backbone_page(registry.backbones[name], classes, StageShape((channels, size, size))):
+            click.echo(line)
         found = True
     if not found:
         known = [n for kind in (*views, "backbones") for n in getattr(registry, kind)]
@@ -182,21 +188,3 @@ def _show_dataset(name: str, registry: Any) -> None:
             f"{info.train_size} training and {info.test_size} test images {info.image}, {len(info.classes)} classes, "
             f"horizontal flips {'allowed' if info.mirror else 'not allowed'}"
         )
-
-
-def _show_backbone(name: str, registry: Any, size: int) -> None:
-    import torch
-
-    from kdbench.backbones.cost import cost_of
-    from kdbench.errors import ConfigError
-    from kdbench.types import StageShape
-
-    backbone, image = registry.backbones[name], StageShape((3, size, size))
-    if reason := backbone.unfit(image):
-        raise ConfigError(reason)
-    info = backbone.info(100, image)
-    with torch.device("meta"):
-        cost = cost_of(backbone.build(100, image), image)
-    click.echo(f"backbone {name} ({backbone.family}); {backbone.source.title} ({backbone.source.year})")
-    click.echo(f"at {image}, 100 classes: {info.parameters:,} parameters, {cost.flops:,} FLOPs per image")
-    click.echo(f"stages {', '.join(map(str, info.stages))}; embedding {info.embedding}")

@@ -46,6 +46,16 @@ class Machine:
             return torch.cuda.get_device_name(self.device)
         return f"{_processor()} ({os.cpu_count()} cores)"
 
+    def base_memory(self) -> int:
+        """Return what is in use now in bytes: by this process on a CPU, none of a GPU's memory."""
+        if self.device.type == "cuda":
+            return 0
+        try:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        except (OSError, ValueError, IndexError):
+            return self.peak_memory()
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def peak_memory(self) -> int:
         """Return the peak memory so far in bytes: of the device, or of the process on a CPU."""
         if self.device.type == "cuda":

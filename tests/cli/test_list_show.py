@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from commandline import failure, kdbench
+from pathlib import Path
 
-from kdbench.registry import Registry, load
+import pytest
+from commandline import failure, installed, kdbench, write_plugin
+
+from kdbench.registry import Registry, Table, load
 
 KINDS = ("methods", "backbones", "pairs", "datasets", "anchors")
 
@@ -84,7 +86,80 @@ def test_show_backbone_counts_at_the_given_size() -> None:
     head = 2 * 16 * 100  # the classifier sees pooled features, whatever the size
     flops = [int(lines[1].split()[-4].replace(",", "")) for lines in (small, large)]
     assert (flops[1] - head) == 16 * (flops[0] - head)
-    assert small[2] == "stages 4x8x8, 4x8x8, 8x4x4, 16x2x2; embedding 16"
+    assert small[3:] == [
+        "stages (maps CxHxW) 4x8x8, 4x8x8, 8x4x4, 16x2x2",
+        "embedding 16; head Linear 16 -> 100, 1,700 parameters",
+        "input: height and width of at least 4 pixels",
+    ]
+
+
+def test_show_backbone_with_other_classes_and_channels() -> None:
+    lines = kdbench("show", "resnet8_w4", "--size", 8, "--classes", 10, "--channels", 1).out.splitlines()
+    # 90 classes of 16 weights and a bias less, and two channels of 4 filters of 3x3.
+    assert lines[1].startswith(f"at 1x8x8, 10 classes: {6744 - 90 * 17 - 2 * 4 * 9:,} parameters, ")
+    assert lines[4] == "embedding 16; head Linear 16 -> 10, 170 parameters"
+    assert "Invalid value for '--classes'" in failure("show", "resnet8_w4", "--classes", 0)
+
+
+HEAVY = """
+import torch
+from torch import nn
+import kdbench
+from kdbench.backbones.base import Backbone, Network
+from kdbench.types import Source
+
+class Tokens(Network):
+    stage_count, embedding_dim = 2, 8
+
+    def __init__(self, num_classes, in_channels):
+        super().__init__(in_channels)
+        self.patches = nn.Conv2d(in_channels, 8, 4, 4)
+        self.wide = nn.Linear(8, 1 << 33, bias=False)  # 256 GiB
+        self.back = nn.Linear(1 << 33, 8, bias=False)
+        self.head = nn.Linear(8, num_classes)
+
+    def run_stage(self, index, x, *, pre):
+        if index == 0:
+            return None, self.patches(x)
+        return None, self.back(self.wide(x.flatten(2).transpose(1, 2)))
+
+    def embed(self, x):
+        return x.mean(1)
+
+@kdbench.hookimpl
+def kdbench_backbones():
+    return [Backbone("heavy", "mine", Tokens, Source("A Title", 2020, "https://a.b"), min_size=8, multiple_of=4)]
+"""
+
+
+def test_show_a_backbone_that_no_memory_would_hold(tmp_path: Path) -> None:
+    with installed(write_plugin(tmp_path / "site", "heavy_backbones", HEAVY)):
+        lines = kdbench("show", "heavy", "--size", 8).out.splitlines()
+    weights = 3 * 16 * 8 + 8 + 2 * 8 * 2**33 + 8 * 100 + 100
+    assert lines[0] == "backbone heavy (mine); A Title (2020) https://a.b"
+    # Four patches go through each layer once; the head sees their mean.
+    flops = 2 * (4 * (3 * 16 * 8 + 2 * 8 * 2**33) + 8 * 100)
+    assert lines[1] == f"at 3x8x8, 100 classes: {weights:,} parameters, {flops:,} FLOPs per image"
+    # Kept: the image for the patches, them for the wide layer, its output for the next, the mean for the head.
+    kept = 4 * (3 * 64 + 4 * 8 + 4 * 2**33 + 8) / 2**20
+    assert lines[2].startswith(f"memory per image in float32: {kept:,.1f} MiB kept in training, ")
+    assert lines[3:] == [
+        "stages (maps CxHxW) 8x2x2; (tokens TxD) 4x8",
+        "embedding 8; head Linear 8 -> 100, 900 parameters",
+        "input: height and width of at least 8 pixels that are multiples of 4",
+    ]
+
+
+def test_a_name_of_a_library_is_answered_by_the_table_of_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may know names that it does not list."""
+    known = Table.__getitem__
+
+    def found(table: Table[object], name: str) -> object:
+        return known(table, name.removeprefix("library:"))
+
+    monkeypatch.setattr(Table, "__getitem__", found)
+    assert kdbench("show", "library:vgg8").out == kdbench("show", "vgg8").out
+    assert failure("show", "library:vgg88").startswith("unknown backbone 'vgg88'. Did you mean 'vgg8'?")
 
 
 def test_show_refuses_a_size_the_backbone_cannot_take() -> None:

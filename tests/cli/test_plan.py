@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from commandline import failure, installed, kdbench, write_plugin
+
+from kdbench.config.schema import Anchor
+from kdbench.training.speed import Work
 
 SMOKE = ("--pair", "tiny", "--anchor", "fair_baseline_smoke", "--per-class", 20)
 PICKY = """
@@ -34,19 +38,61 @@ def kdbench_methods():
 """
 
 
-def test_plan_shows_cells_missing_teachers_and_cost() -> None:
-    outcome = kdbench("plan", "--method", "student,vanilla_kd", *SMOKE, "--seed-list", "0,3")
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Time stands still: a training step takes a second per image, a forward pass half of one. Says what was asked."""
+    measured = []
+
+    def measure(work: Work, _anchor: Anchor, _device: torch.device) -> float:
+        measured.append((work.backbone.name, work.trains))
+        return 1.0 if work.trains else 0.5
+
+    monkeypatch.setattr("kdbench.training.forecast.measure", measure)
+    monkeypatch.setattr("kdbench.training.environment.Machine.base_memory", lambda _self: 3 << 29)
+    return measured
+
+
+def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str, bool]]) -> None:
+    words = ("--method", "student,vanilla_kd", *SMOKE, "--seed-list", "0,3", "--threads", 1, "--device", "cpu")
+    outcome = kdbench("plan", *words)
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert lines[0].split() == ["pair", "dataset", "method", "options", "seeds", "state"]
+    assert lines[0].split() == ["pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory"]
+    # 2 epochs x 180 images: a tenth of 200 is held out. The teacher adds half of the time again.
     assert [line.split() for line in lines[2:4]] == [
-        ["tiny", "digits-20pc", "student", "0,3", "2", "to", "do"],
-        ["tiny", "digits-20pc", "vanilla_kd", "0,3", "2", "to", "do"],
+        ["tiny", "digits-20pc", "student", "0,3", "2", "to", "do", "6", "min", "1.5", "GiB"],
+        ["tiny", "digits-20pc", "vanilla_kd", "0,3", "2", "to", "do", "9", "min", "1.5", "GiB"],
     ]
-    assert lines[4] == "teacher missing: resnet14_w8-fair_baseline_smoke-v1-seed0 for digits-20pc (trained first)"
-    # 4 runs x 2 epochs x 180 images: a tenth of 200 is held out.
+    # Its training is not measured: three times 180 seconds of forward passes.
+    name = "resnet14_w8-fair_baseline_smoke-v1-seed0"
+    assert lines[4] == f"teacher missing: {name} for digits-20pc (trained first, ~9 min)"
     assert lines[5].startswith("4 runs, 4 to do: 1,440 student images, ")
+    assert lines[5].endswith(" PFLOP of training, at most 1.5 GiB per run")
+    assert lines[6] == (
+        "time one after another (cpu, 1 thread): 30 min for runs + ~9 min for missing teachers; less where runs of a "
+        "seed share their teachers' passes"
+    )
+    assert len(lines) == 7
+    assert sorted(asked) == [("resnet14_w8", False), ("resnet8_w4", True)]  # once each, for all four runs
+
+
+def test_plan_without_measuring(asked: list[tuple[str, bool]]) -> None:
+    words = ("--method", "student,vanilla_kd", *SMOKE, "--seeds", 1, "--no-measure")
+    lines = kdbench("plan", *words).out.splitlines()
+    assert [line.split()[-3:] for line in lines[2:4]] == [["-", "1.5", "GiB"]] * 2
+    assert lines[4].endswith(" for digits-20pc (trained first)")
     assert len(lines) == 6
+    assert asked == []
+    assert kdbench("run", "--dry-run", *words).out.splitlines() == lines
+
+
+def test_what_is_beyond_the_budget_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the cheapest network is measured then. A second is 297,408 operations, the teacher needs 829,056."""
+    monkeypatch.setattr("kdbench.training.forecast.BUDGET", 0.0)
+    lines = kdbench("plan", "--method", "student,vanilla_kd", *SMOKE, "--seeds", 1).out.splitlines()
+    assert lines[2].split()[-4:-2] == ["6", "min"]
+    assert lines[3].split()[-4:-2] == ["~23", "min"]  # 360 * (1 + 2.788) seconds
+    assert " ~29 min for runs + ~50 min for missing teachers" in lines[6]  # 360 * 3 * 2.788 seconds
 
 
 def test_dry_run_is_plan_and_writes_nothing() -> None:
@@ -147,9 +193,9 @@ def test_a_student_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("kdbench.cli.planning.memory_of", lambda _device: 2**20)
     message = failure("run", "--method", "student,dkd", *SMOKE, "--seeds", 3)
     assert len(message.splitlines()) == 1
-    assert message.startswith("pair 'tiny': training student 'resnet8_w4' needs at least ")
+    assert message.startswith("pair 'tiny': training student 'resnet8_w4' beside 'resnet14_w8' needs at least ")
     assert message.endswith(
-        " GiB, this device has 0.0; choose a smaller student, an anchor with step.accumulate, or another --device"
+        " GiB, this device has 0.0; choose a smaller pair, an anchor with step.accumulate, or another --device"
     )
     monkeypatch.setattr("kdbench.cli.planning.memory_of", lambda _device: 2**30)
     assert kdbench("run", "--method", "student", *SMOKE, "--dry-run").code == 0

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Backbone, Network, by_channels
-from kdbench.backbones.cost import cost_of, flops_of
-from kdbench.memory import Estimate, estimate, student_costs, teacher_flops, too_large
+from kdbench.backbones.cost import NetworkCost, cost_of, flops_of
+from kdbench.config.schema import Anchor
+from kdbench.memory import Estimate, estimate, student_costs, teacher_flops, too_large, training_memory
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import Registry
 from kdbench.types import Source, StageShape
@@ -47,6 +48,8 @@ FLOPS = 2 * (64 * 36 + 16 * 216 + 60)
 # kept for the backward pass, in float32: image 64, first ReLU 4*64 (also the input of the second convolution),
 # second ReLU 6*16, embedding 6
 ACTIVATIONS = 4 * (64 + 256 + 96 + 6)
+# alive at once in a forward pass, in float32: image as given and normalised, first convolution's and ReLU's output
+FORWARD = 4 * (2 * 64 + 2 * 256)
 
 
 @pytest.fixture
@@ -65,7 +68,9 @@ def plan(registry: Registry) -> Plan:
     made = make_plan(request, registry)
     info = registry.backbones["two"].info(10, IMAGE)
     pair = replace(made.infos["tiny"], student=info, teachers=(info,))
-    runs = tuple(run.model_copy(update={"student": "two"}) for run in made.runs)
+    runs = tuple(
+        run.model_copy(update={"student": "two", "teachers": ("two",) if run.teachers else ()}) for run in made.runs
+    )
     return replace(made, infos={"tiny": pair}, runs=runs)
 
 
@@ -73,9 +78,57 @@ def test_cost_by_hand() -> None:
     with torch.device("meta"):
         network = TwoConvolutions()
     cost = cost_of(network, IMAGE)
-    assert (cost.parameters, cost.flops, cost.activation_bytes) == (PARAMETERS, FLOPS, ACTIVATIONS)
+    assert cost == NetworkCost(PARAMETERS, FLOPS, ACTIVATIONS, FORWARD)
     # Weights, gradients and momentum in float32, and 16 images' activations.
     assert cost.training_bytes(16) == 12 * PARAMETERS + 16 * ACTIVATIONS
+
+
+class Counted(nn.Module):
+    """A linear layer 3 -> 5 on tokens (N, 2, 3), then whatever a test wants to see counted."""
+
+    def __init__(self, then: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.linear, self.then = nn.Linear(3, 5), then
+
+    def forward(self, tokens: Tensor) -> object:
+        return self.then(self.linear(tokens))
+
+
+@pytest.mark.parametrize(
+    ("then", "kept"),
+    [
+        (lambda x: x, 0),
+        (lambda x: x.exp(), 10),  # exp keeps its output
+        (lambda x: x.relu_().sigmoid(), 10 + 10),  # in place: the first layer's output is the second's input
+        (lambda x: x.exp().view(-1, 5).exp(), 10 + 10),  # a view of what is kept already, with another first dimension
+        (lambda x: x.exp().chunk(2, dim=1)[0].sigmoid(), 10 + 5),  # part of it is no more memory
+        (lambda x: x.sin()[:, :, :2].cos(), 10 + 10),  # sin keeps its input; a view of four keeps all ten alive
+        (lambda x: x[:, :1].tanh().expand(-1, 2, -1).square(), 5),  # repeated without memory; tanh keeps it, too
+        (lambda x: x.view(-1, 2, 1, 5).transpose(1, 2).flatten(0, 1).exp(), 10),  # batch and heads in one dimension
+        (lambda x: nn.functional.max_pool1d(x, 5)[:, :, 0].exp(), 10 + 4 + 2),  # its places are eight bytes each
+    ],
+)
+def test_what_is_kept_of_tokens_by_hand(then: Callable[[Tensor], object], kept: int) -> None:
+    """Six numbers of the input are always kept, for the gradient of the weights; ten leave the linear layer."""
+    with torch.device("meta"):
+        network = Counted(then)
+    assert cost_of(network, StageShape((2, 3))).activation_bytes == 4 * (6 + kept)
+
+
+def test_statistics_of_a_batch_are_no_activations() -> None:
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4))
+    assert cost_of(network, StageShape((1, 8, 8))).activation_bytes == 4 * (64 + 256)
+
+
+def test_what_lives_at_once_by_hand() -> None:
+    """Input 6 and ten from each operation: a chain drops what it has read, a shortcut holds it."""
+    with torch.device("meta"):
+        chain = nn.Sequential(nn.Linear(3, 5), nn.Softplus(), nn.Sigmoid(), nn.Tanh())
+        shortcut = Counted(lambda x: x + x.exp().exp())
+        in_place = Counted(lambda x: x.exp_().relu_())
+    sizes = [cost_of(network, StageShape((2, 3))).forward_bytes for network in (chain, shortcut, in_place)]
+    assert sizes == [4 * (6 + 20), 4 * (6 + 30), 4 * (6 + 10)]
 
 
 def test_flops_do_not_depend_on_mode_or_leave_weights() -> None:
@@ -100,33 +153,71 @@ def test_costs_of_a_plan(plan: Plan, registry: Registry) -> None:
 
 def test_estimate_by_hand(plan: Plan, registry: Registry) -> None:
     assert plan.train_sizes == {"tiny": 90}
-    needed = 12 * PARAMETERS + 128 * ACTIVATIONS
+    # The teacher's weights, too, and its forward pass needs more than the student keeps.
+    needed = (12 + 4) * PARAMETERS + 128 * FORWARD
     # Two runs with a teacher and two without, 90 images in 2 epochs; backward = 2 forward, the teacher forward only.
     flops = 2 * 180 * (3 + 1) * FLOPS + 2 * 180 * 3 * FLOPS
     assert estimate(plan, plan.runs, registry) == Estimate(720, pytest.approx(flops / 1e15), needed)
     assert estimate(plan, plan.runs[:1], registry).images == 180
+    assert estimate(plan, plan.runs[-1:], registry, base=5).memory_bytes == 5 + 12 * PARAMETERS + 128 * ACTIVATIONS
     assert estimate(plan, (), registry) == Estimate(0, 0.0, 0)
 
 
+COSTS = NetworkCost(1000, 1, 50, 7)
+
+
+def protocol(plan: Plan, **changes: dict[str, object]) -> Anchor:
+    """Return the plan's anchor (128 images, SGD, no accumulation) with other values in some sections."""
+    anchor = plan.runs[0].anchor
+    return anchor.model_copy(
+        update={name: getattr(anchor, name).model_copy(update=values) for name, values in changes.items()}
+    )
+
+
+def test_memory_of_a_run_by_hand(plan: Plan) -> None:
+    anchor = protocol(plan)
+    assert training_memory(COSTS, (), anchor) == 12 * 1000 + 128 * 50
+    assert training_memory(COSTS, (), anchor, inputs=4, base=3) == 3 + 12 * 1000 + 4 * 128 * 50
+    # Both teachers' weights stay, but their activations do not: the larger of 9, 6 and the student's 50 per image.
+    teachers = [NetworkCost(300, 1, 999, 9), NetworkCost(20, 1, 999, 6)]
+    assert training_memory(COSTS, teachers, anchor) == 12 * 1000 + 4 * 320 + 128 * 50
+    teachers[1] = NetworkCost(20, 1, 999, 60)
+    assert training_memory(COSTS, teachers, anchor) == 12 * 1000 + 4 * 320 + 128 * 60
+
+
+def test_accumulation_splits_the_students_batch_and_not_the_teachers(plan: Plan) -> None:
+    anchor = protocol(plan, step={"accumulate": 4})
+    assert training_memory(COSTS, (), anchor) == 12 * 1000 + 32 * 50
+    assert training_memory(COSTS, [NetworkCost(0, 1, 1, 40)], anchor) == 12 * 1000 + 128 * 40
+
+
+def test_optimizer_and_average_keep_numbers_per_weight(plan: Plan) -> None:
+    adaptive, averaged = {"name": "adamw"}, {"ema_decay": 0.99}
+    sizes = [
+        training_memory(COSTS, (), protocol(plan, **changes)) - 128 * 50
+        for changes in ({"optimizer": adaptive}, {"step": averaged}, {"optimizer": adaptive, "step": averaged})
+    ]
+    assert sizes == [16_000, 16_000, 20_000]
+
+
 def test_too_large_at_the_byte(plan: Plan, registry: Registry) -> None:
-    needed = 12 * PARAMETERS + 128 * ACTIVATIONS
+    needed = 16 * PARAMETERS + 128 * FORWARD
     assert too_large(plan, registry, needed) == []
     assert too_large(plan, registry, needed - 1) == [  # once, for all four runs
-        "pair 'tiny': training student 'two' needs at least 0.0 GiB, this device has 0.0; choose a smaller student, an "
-        "anchor with step.accumulate, or another --device"
+        "pair 'tiny': training student 'two' beside 'two' needs at least 0.0 GiB, this device has 0.0; choose a "
+        "smaller pair, an anchor with step.accumulate, or another --device"
     ]
+    alone = replace(plan, runs=tuple(run for run in plan.runs if not run.teachers))
+    assert too_large(alone, registry, 12 * PARAMETERS + 128 * ACTIVATIONS) == []
+    (said,) = too_large(alone, registry, 12 * PARAMETERS + 128 * ACTIVATIONS - 1)
+    assert said.startswith("pair 'tiny': training student 'two' needs at least ")
 
 
 def test_too_large_in_gibibytes_and_accumulation_helps(plan: Plan, registry: Registry) -> None:
     def with_batches(size: int, accumulate: int) -> Plan:
-        anchor = plan.runs[0].anchor
-        anchor = anchor.model_copy(
-            update={
-                "data": anchor.data.model_copy(update={"batch_size": size}),
-                "step": anchor.step.model_copy(update={"accumulate": accumulate}),
-            }
-        )
-        return replace(plan, runs=tuple(run.model_copy(update={"anchor": anchor}) for run in plan.runs))
+        anchor = protocol(plan, data={"batch_size": size}, step={"accumulate": accumulate})
+        alone = [run for run in plan.runs if not run.teachers]
+        return replace(plan, runs=tuple(run.model_copy(update={"anchor": anchor}) for run in alone))
 
     huge = 1 << 21  # times 1688 bytes is 3.3 GiB
     (said,) = too_large(with_batches(huge, 1), registry, 2 << 30)

@@ -20,6 +20,7 @@ TAILS = {
     "ShuffleV1": {"linear"},
     "ShuffleV2": {"conv2", "bn2", "linear"},
     "ResNet18": {"linear"},
+    "mobilenet_v2_scratch": {"model"},
 }
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.datasets.base import Dataset, DatasetInfo, Split
 from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported
-from kdbench.memory import estimate, student_costs, teacher_flops, too_large
+from kdbench.memory import estimate, student_costs, teacher_costs, teacher_flops, too_large
 from kdbench.method import AnyMethod, Batch, Losses, LossProtocol, Method, Options, Phase, Setup, TapRequest, View
 from kdbench.options import apply_deviations
 from kdbench.plan import Plan, Request, make_plan
@@ -708,8 +708,10 @@ def test_views_need_memory(plan: Plan_) -> None:
     plain, turned = (estimate(found, [run], registry).memory_bytes for run in found.runs)
     cost = student_costs(found, registry)["tiny"]
     batch = found.runs[0].anchor.data.batch_size
-    assert plain == cost.training_bytes(batch)
-    assert turned == cost.training_bytes(4 * batch)
+    (teacher,) = teacher_costs(found, registry)["tiny"]
+    weights = cost.training_bytes(0) + 4 * teacher.parameters
+    assert plain == weights + batch * max(cost.activation_bytes, teacher.forward_bytes)
+    assert turned == weights + batch * 4 * cost.activation_bytes
     only = replace(found, runs=found.runs[1:])
     assert too_large(only, registry, turned - 1)
 
