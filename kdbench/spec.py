@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -10,7 +10,11 @@ from kdbench.config.schema import Anchor, Name, Section, canonical_sha256
 
 LARGEST_SEED = 2**31 - 1
 # Where and by whom a run is made, not what it computes: these may differ between two equal runs.
-RUNTIME_VARIABLE = {"dataset": {"name", "slug"}, "plugin": {"version", "file_sha256"}, "teacher_names": True}
+RUNTIME_VARIABLE: dict[str, Any] = {
+    "dataset": {"name": True, "slug": True},
+    "plugin": {"version": True, "file_sha256": True},
+    "teacher_names": True,
+}
 
 
 class PluginRef(Section):
@@ -86,5 +90,4 @@ class RunSpec(Section):
     @property
     def config_sha256(self) -> str:
         """Hash of all that can change the result; the teacher's weights are hashed in the record."""
-        tree = self.model_dump(mode="json", exclude=RUNTIME_VARIABLE | {"anchor": {"description"}})  # type: ignore[arg-type]
-        return canonical_sha256(tree)
+        return canonical_sha256(self.hashed({**RUNTIME_VARIABLE, "anchor": {"description": True}}))
