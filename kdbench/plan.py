@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
 from kdbench.datasets.base import Source as DatasetSource
-from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported, unknown
+from kdbench.errors import ConfigError, PluginError, ProblemList, Problems, Unsupported, unknown
 from kdbench.method import AnyMethod, Options
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
@@ -80,38 +80,13 @@ class Plan:
     passes: dict[tuple[str, str], Passes] = field(default_factory=dict)
 
 
-class _Problems:
-    """Collects what is wrong, so that one command reports all of it."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.broken: list[str] = []  # what plugins are at fault for
-
-    def attempt(self, make: Callable[[], T]) -> T | None:
-        try:
-            return make()
-        except ProblemList as error:
-            self.messages += error.problems
-        except ConfigError as error:
-            self.messages.append(str(error))
-        except PluginError as error:
-            self.broken.append(str(error))
-        return None
-
-    def raise_if_any(self) -> None:
-        if self.messages:
-            raise ProblemList(self.messages + self.broken)
-        if self.broken:
-            raise PluginError("\n".join(dict.fromkeys(self.broken)))
-
-
 def make_plan(request: Request, registry: Registry) -> Plan:
     """Expand a request.
 
     Raises:
         ProblemList: With every problem of the command.
     """
-    problems = _Problems()
+    problems = Problems()
     if wrong := _wrong_seeds(request.seeds):
         problems.messages.append(wrong)
         request = replace(request, seeds=())
@@ -120,7 +95,8 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     pairs = _named(request.pairs, registry.pairs.as_mapping(), "pair", problems)
     settings = [s for text in request.settings if (s := problems.attempt(lambda t=text: parse_setting(t)))]  # type: ignore[misc]
     problems.messages += _stray_settings(settings, methods, registry, anchor)
-    _check_warmup(anchor, problems)
+    check_warmup(anchor, problems)
+    problems.messages += _teachers_keys(anchor)
     opened = {pair.name: problems.attempt(lambda p=pair: open_dataset(request, registry, p)) for pair in pairs}  # type: ignore[misc]
     if anchor is None:
         problems.raise_if_any()
@@ -173,7 +149,7 @@ def _cell(
 
 
 def _fit(
-    opened: tuple[DatasetRef, DatasetInfo] | None, pair: Pair, registry: Registry, problems: _Problems
+    opened: tuple[DatasetRef, DatasetInfo] | None, pair: Pair, registry: Registry, problems: Problems
 ) -> tuple[DatasetRef, int, PairInfo] | None:
     """Return dataset, number of training images used, and shapes of the pair on it, or None with the problem noted."""
     if opened is None:
@@ -242,7 +218,7 @@ def _info(backbone: Backbone, classes: int, image: StageShape) -> NetworkInfo:
     return backbone.info(classes, image)
 
 
-def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _Problems) -> list[T]:
+def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: Problems) -> list[T]:
     if tuple(names) == ALL:
         return [table[name] for name in sorted(table)]
     if not names:
@@ -257,12 +233,29 @@ def _wrong_seeds(seeds: Sequence[int]) -> str | None:
     return f"--seeds: {max(seeds)}: the largest seed is {LARGEST_SEED}" if max(seeds) > LARGEST_SEED else None
 
 
-def _check_warmup(anchor: Anchor | None, problems: _Problems) -> None:
+def check_warmup(anchor: Anchor | None, problems: Problems) -> None:
+    """Note an anchor that never ends its warm-up."""
     if anchor and anchor.schedule.warmup_epochs >= anchor.schedule.epochs > 1:
         problems.messages.append(
             f"anchor {anchor.name}: schedule.warmup_epochs {anchor.schedule.warmup_epochs} is not less than "
             f"schedule.epochs {anchor.schedule.epochs}"
         )
+
+
+def _teachers_keys(anchor: Anchor | None) -> list[str]:
+    """Return messages for what only a teacher's protocol may say."""
+    if anchor is None:
+        return []
+    keys = [
+        ("stopping.patience", anchor.stopping.patience, 0, "a student's score is that of its last epoch"),
+        ("pretrained", anchor.pretrained, False, "students of one seed start from the same random weights"),
+    ]
+    return [
+        f"anchor {anchor.name}: {key} is {value!r}, which is for teachers only (kdbench teacher train): {why}; set it "
+        f"to {off!r}"
+        for key, value, off, why in keys
+        if value
+    ]
 
 
 def _teacher_misfits(anchor: Anchor, pair: Pair) -> list[str]:
@@ -369,24 +362,3 @@ def _runs(
         )
         for seed in request.seeds
     ]
-
-
-def teacher_cell(
-    backbone: str, dataset: str, per_class: int | None, anchor: str, registry: Registry, data_root: Path
-) -> tuple[DatasetRef, Anchor]:
-    """Return dataset and protocol of one teacher training, checked.
-
-    Raises:
-        ProblemList: With everything that is wrong.
-    """
-    problems = _Problems()
-    protocol = problems.attempt(lambda: load_anchor(anchor, registry.anchors.as_mapping()))
-    network = problems.attempt(lambda: registry.backbones[backbone])
-    request = Request((), (), (0,), anchor, dataset, per_class, data_root=data_root)
-    opened = problems.attempt(lambda: open_dataset(request, registry, Pair("", "", (), dataset)))
-    if network and opened and (reason := network.unfit(opened[1].image)):
-        problems.messages.append(reason)
-    problems.raise_if_any()
-    assert protocol is not None
-    assert opened is not None
-    return opened[0], protocol

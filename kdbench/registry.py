@@ -25,6 +25,7 @@ import pluggy
 from kdbench import __version__, hooks
 from kdbench.backbones.base import Backbone
 from kdbench.config.pairs import load_pair
+from kdbench.config.recipes import TeacherRecipe, load_recipe
 from kdbench.datasets.base import Dataset
 from kdbench.errors import ConfigError, PluginError, unknown
 from kdbench.method import AnyMethod
@@ -124,6 +125,7 @@ class Registry:
         self.datasets: Table[Dataset] = Table("dataset")
         self.pairs: Table[Pair] = Table("pair")
         self.anchors: Table[Path] = Table("anchor")
+        self.recipes: Table[TeacherRecipe] = Table("recipe")
         by_name = {plugin.name: plugin for plugin in self.plugins}
         self._fill(manager, by_name, "kdbench_methods", self.methods, lambda m: m.name)
         self._fill(manager, by_name, "kdbench_backbones", self.backbones, lambda b: b.name)
@@ -132,6 +134,11 @@ class Registry:
         for file, owner in self._returned(manager, by_name, "kdbench_pairs"):
             pair = load_pair(Path(file), self.backbones.as_mapping(), self.datasets.as_mapping())
             self.pairs.add(pair.name, pair, owner)
+        for file, owner in self._returned(manager, by_name, "kdbench_recipes"):
+            recipe = load_recipe(Path(file))
+            # MERGE: enable when resnet152, convnext_s, convnext_l, efficientnet_l2 and imagenet32 are registered:
+            # check_names(recipe, Path(file), self.backbones.as_mapping(), self.datasets.as_mapping())
+            self.recipes.add(recipe.name, recipe, owner)
 
     def _fill(
         self,

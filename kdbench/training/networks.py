@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,38 @@ from kdbench.training.precision import autocast, in_float32
 from kdbench.types import Features, Taps
 
 
-def new_network(backbone: Backbone, classes: int, channels: int, seed: int) -> Network:
-    """Return a network with the initial weights of a seed: the same for every method."""
+def new_network(backbone: Backbone, classes: int, channels: int, seed: int, *, pretrained: bool = False) -> Network:
+    """Return a network with the initial weights of a seed: the same for every method.
+
+    Args:
+        backbone: What to build.
+        classes: Outputs of its classifier.
+        channels: Of the images.
+        seed: Of the random weights; with pretrained ones, of those that do not come with them (the classifier).
+        pretrained: Whether to take the backbone's pretrained weights.
+
+    Raises:
+        ConfigError: If it has none.
+    """
+    build = pretrained_build(backbone) if pretrained else backbone.build
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "init", backbone.name))
-        return backbone.build(classes, channels)
+        return build(classes, channels)
+
+
+def pretrained_build(backbone: Backbone) -> Callable[[int, int], Network]:
+    """Return what builds a backbone with pretrained weights, with the arguments of its ``build``.
+
+    Raises:
+        ConfigError: If there is nothing that does.
+    """
+    build: Callable[[int, int], Network] | None = getattr(backbone, "build_pretrained", None)
+    if build is None:
+        raise ConfigError(
+            f"backbone '{backbone.name}' has no pretrained weights; add --scratch, or bring a teacher with kdbench "
+            "teacher import"
+        )
+    return build
 
 
 def load_teacher(store: TeacherStore, manifest: TeacherManifest, backbone: Backbone) -> Network:

@@ -13,8 +13,9 @@ from kdbench.errors import ConfigError, KdbenchError, RunError
 from kdbench.evaluation import read_predicted
 from kdbench.training import teachers
 from kdbench.training.networks import load_teacher
-from kdbench.training.teachers import Recipe, recipes_of, train_teacher, verify_teacher
+from kdbench.training.teachers import Recipe, recipes_of, train_teacher
 from kdbench.training.trainer import Interrupted
+from kdbench.training.verifying import verify_teacher
 
 
 @pytest.fixture
