@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -251,8 +252,8 @@ def _teachers_keys(anchor: Anchor | None) -> list[str]:
         ("pretrained", anchor.pretrained, False, "students of one seed start from the same random weights"),
     ]
     return [
-        f"anchor {anchor.name}: {key} is {value!r}, which is for teachers only (kdbench teacher train): {why}; set it "
-        f"to {off!r}"
+        f"anchor {anchor.name}: {key} is {json.dumps(value)}, which is for teachers only (kdbench teacher train): "
+        f"{why}; set it to {json.dumps(off)}"
         for key, value, off, why in keys
         if value
     ]

@@ -190,7 +190,7 @@ def test_two_recipes_for_one_teacher_need_a_choice(tmp_path: Path) -> None:
 
 def test_a_warm_up_as_long_as_the_training_is_refused(tmp_path: Path) -> None:
     registry = with_files(write(tmp_path, schedule={"epochs": 3, "warmup_epochs": 3}))
-    with pytest.raises(ProblemList, match="schedule.warmup_epochs 3 is not less than schedule.epochs 3"):
+    with pytest.raises(ProblemList, match=r"schedule.warmup_epochs 3 is not less than schedule.epochs 3"):
         teacher_cell(REQUEST, registry)
 
 
@@ -204,8 +204,8 @@ def test_a_warm_up_as_long_as_the_training_is_refused(tmp_path: Path) -> None:
         ),
         (
             "pretrained: true\n",
-            "anchor house: pretrained is True, which is for teachers only (kdbench teacher train): students of one seed "
-            "start from the same random weights; set it to False",
+            "anchor house: pretrained is true, which is for teachers only (kdbench teacher train): students of one "
+            "seed start from the same random weights; set it to false",
         ),
     ],
 )
