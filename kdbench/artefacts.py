@@ -26,6 +26,8 @@ class TeacherManifest(Section):
         origin: ``trained`` by kdbench or ``imported``.
         recipe: Anchor label it was trained under, or where it was imported from.
         recipe_sha256: Hash of that anchor, or of the imported file.
+        epochs: Epochs it was trained.
+        best_epoch: 1-based epoch whose weights these are, where it is not the last: the best on the validation split.
         accuracy: Top-1 on the whole test split, in percent, measured by kdbench.
         mean, std: Its own input normalisation.
         sha256: Of the weights file.
@@ -42,6 +44,7 @@ class TeacherManifest(Section):
     recipe_sha256: str
     seed: int | None = None
     epochs: int | None = None
+    best_epoch: int | None = None
     accuracy: float
     test_images: int
     mean: tuple[float, ...]

@@ -7,7 +7,10 @@ The command line prints it without a traceback; ``exit_code`` is the process sta
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class KdbenchError(Exception):
@@ -54,6 +57,33 @@ class ProblemList(ConfigError):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(dict.fromkeys(problems))
         super().__init__("\n".join(self.problems))
+
+
+class Problems:
+    """Collects what is wrong, so that one command reports all of it."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.broken: list[str] = []  # what plugins are at fault for
+
+    def attempt(self, make: Callable[[], T]) -> T | None:
+        """Return what is made, or None with the problem noted."""
+        try:
+            return make()
+        except ProblemList as error:
+            self.messages += error.problems
+        except ConfigError as error:
+            self.messages.append(str(error))
+        except PluginError as error:
+            self.broken.append(str(error))
+        return None
+
+    def raise_if_any(self) -> None:
+        """Raise all that was noted."""
+        if self.messages:
+            raise ProblemList(self.messages + self.broken)
+        if self.broken:
+            raise PluginError("\n".join(dict.fromkeys(self.broken)))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

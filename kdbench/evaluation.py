@@ -131,9 +131,10 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.split)
 
-    def predict(self, module: nn.Module) -> Predictions:
-        """Return a module's predictions on the test images."""
-        return evaluate(module, self.split, self.device, self.batch_size)
+    def predict(self, module: nn.Module, first: int | None = None) -> Predictions:
+        """Return a module's predictions on the test images, or on the first so many of them."""
+        split = Split(self.split.images[:first], self.split.labels[:first])
+        return evaluate(module, split, self.device, self.batch_size)
 
 
 def read_predicted(path: Path) -> Tensor:

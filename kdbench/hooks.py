@@ -1,8 +1,8 @@
 """The hooks a plugin may implement: return what it brings, or observe what happened.
 
 A plugin is a module (or object) named by an entry point in group ``kdbench``. Built-in methods, backbones, datasets,
-pairs and anchors are registered through the same hooks. Every hook returns values, none calls back into kdbench, so a
-plugin can be tested without the harness.
+pairs, anchors and recipes are registered through the same hooks. Every hook returns values, none calls back into
+kdbench, so a plugin can be tested without the harness.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ def kdbench_pairs() -> Iterable[Path]:
 @hookspec
 def kdbench_anchors() -> Iterable[Path]:
     """Return anchor files (YAML): named, versioned protocols."""
+    return ()
+
+
+@hookspec
+def kdbench_recipes() -> Iterable[Path]:
+    """Return recipe files (YAML): how a backbone is trained to be the teacher of a dataset."""
     return ()
 
 

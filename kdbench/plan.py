@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,16 +13,16 @@ from kdbench.backbones.base import Backbone
 from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
-from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported, unknown
+from kdbench.errors import ConfigError, PluginError, ProblemList, Problems, Unsupported, unknown
 from kdbench.method import AnyMethod, Options
-from kdbench.opening import Opened, open_for, open_whole
+from kdbench.opening import Opened, open_for
 from kdbench.opening import dataset_ref as dataset_ref  # noqa: PLC0414
 from kdbench.opening import open_source as open_source  # noqa: PLC0414
 from kdbench.options import Setting, apply_deviations, deviations_of, parse_setting, resolve_options
 from kdbench.registry import Registry
 from kdbench.rehearsal import Extras, Passes, Rehearsal
 from kdbench.schedule import teacher_misfit
-from kdbench.spec import LARGEST_SEED, DatasetRef, DeclaredDeviation, RunSpec
+from kdbench.spec import LARGEST_SEED, DeclaredDeviation, RunSpec
 from kdbench.types import Context, NetworkInfo, Pair, PairInfo, StageShape
 
 T = TypeVar("T")
@@ -83,38 +84,13 @@ class Plan:
     passes: dict[tuple[str, str], Passes] = field(default_factory=dict)
 
 
-class _Problems:
-    """Collects what is wrong, so that one command reports all of it."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.broken: list[str] = []  # what plugins are at fault for
-
-    def attempt(self, make: Callable[[], T]) -> T | None:
-        try:
-            return make()
-        except ProblemList as error:
-            self.messages += error.problems
-        except ConfigError as error:
-            self.messages.append(str(error))
-        except PluginError as error:
-            self.broken.append(str(error))
-        return None
-
-    def raise_if_any(self) -> None:
-        if self.messages:
-            raise ProblemList(self.messages + self.broken)
-        if self.broken:
-            raise PluginError("\n".join(dict.fromkeys(self.broken)))
-
-
 def make_plan(request: Request, registry: Registry) -> Plan:
     """Expand a request.
 
     Raises:
         ProblemList: With every problem of the command.
     """
-    problems = _Problems()
+    problems = Problems()
     if wrong := _wrong_seeds(request.seeds):
         problems.messages.append(wrong)
         request = replace(request, seeds=())
@@ -123,7 +99,8 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     pairs = _named(request.pairs, registry.pairs.as_mapping(), "pair", problems)
     settings = [s for text in request.settings if (s := problems.attempt(lambda t=text: parse_setting(t)))]  # type: ignore[misc]
     problems.messages += _stray_settings(settings, methods, registry, anchor)
-    _check_warmup(anchor, problems)
+    check_warmup(anchor, problems)
+    problems.messages += _teachers_keys(anchor)
     opened = {pair.name: problems.attempt(lambda p=pair: _opened(request, registry, p)) for pair in pairs}  # type: ignore[misc]
     if anchor is None:
         problems.raise_if_any()
@@ -180,7 +157,7 @@ def _opened(request: Request, registry: Registry, pair: Pair) -> Opened:
 
 
 def _fit(
-    opened: Opened | None, pair: Pair, registry: Registry, problems: _Problems
+    opened: Opened | None, pair: Pair, registry: Registry, problems: Problems
 ) -> tuple[Opened, int, PairInfo] | None:
     """Return dataset, number of training images used, and shapes of the pair on it, or None with the problem noted."""
     if opened is None:
@@ -213,7 +190,7 @@ def _info(backbone: Backbone, classes: int, image: StageShape) -> NetworkInfo:
     return backbone.info(classes, image)
 
 
-def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: _Problems) -> list[T]:
+def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: Problems) -> list[T]:
     if tuple(names) == ALL:
         return [table[name] for name in sorted(table)]
     if not names:
@@ -228,12 +205,29 @@ def _wrong_seeds(seeds: Sequence[int]) -> str | None:
     return f"--seeds: {max(seeds)}: the largest seed is {LARGEST_SEED}" if max(seeds) > LARGEST_SEED else None
 
 
-def _check_warmup(anchor: Anchor | None, problems: _Problems) -> None:
+def check_warmup(anchor: Anchor | None, problems: Problems) -> None:
+    """Note an anchor that never ends its warm-up."""
     if anchor and anchor.schedule.warmup_epochs >= anchor.schedule.epochs > 1:
         problems.messages.append(
             f"anchor {anchor.name}: schedule.warmup_epochs {anchor.schedule.warmup_epochs} is not less than "
             f"schedule.epochs {anchor.schedule.epochs}"
         )
+
+
+def _teachers_keys(anchor: Anchor | None) -> list[str]:
+    """Return messages for what only a teacher's protocol may say."""
+    if anchor is None:
+        return []
+    keys = [
+        ("stopping.patience", anchor.stopping.patience, 0, "a student's score is that of its last epoch"),
+        ("pretrained", anchor.pretrained, False, "students of one seed start from the same random weights"),
+    ]
+    return [
+        f"anchor {anchor.name}: {key} is {json.dumps(value)}, which is for teachers only (kdbench teacher train): "
+        f"{why}; set it to {json.dumps(off)}"
+        for key, value, off, why in keys
+        if value
+    ]
 
 
 def _teacher_misfits(anchor: Anchor, pair: Pair) -> list[str]:
@@ -340,23 +334,3 @@ def _runs(
         )
         for seed in request.seeds
     ]
-
-
-def teacher_cell(
-    backbone: str, dataset: str, per_class: int | None, anchor: str, registry: Registry, data_root: Path
-) -> tuple[DatasetRef, Anchor]:
-    """Return dataset and protocol of one teacher training, checked.
-
-    Raises:
-        ProblemList: With everything that is wrong.
-    """
-    problems = _Problems()
-    protocol = problems.attempt(lambda: load_anchor(anchor, registry.anchors.as_mapping()))
-    network = problems.attempt(lambda: registry.backbones[backbone])
-    opened = problems.attempt(lambda: open_whole(dataset, per_class, registry, data_root))
-    if network and opened and (reason := network.unfit(opened.info.image)):
-        problems.messages.append(reason)
-    problems.raise_if_any()
-    assert protocol is not None
-    assert opened is not None
-    return opened.reference, protocol

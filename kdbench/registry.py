@@ -25,6 +25,7 @@ import pluggy
 from kdbench import __version__, hooks
 from kdbench.backbones.base import Backbone, Library
 from kdbench.config.pairs import load_pair
+from kdbench.config.recipes import TeacherRecipe, check_names, load_recipe
 from kdbench.datasets.base import Dataset
 from kdbench.errors import ConfigError, PluginError, unknown
 from kdbench.method import AnyMethod
@@ -154,6 +155,7 @@ class Registry:
         self.datasets: Table[Dataset] = Table("dataset")
         self.pairs: Table[Pair] = Table("pair")
         self.anchors: Table[Path] = Table("anchor")
+        self.recipes: Table[TeacherRecipe] = Table("recipe")
         by_name = {plugin.name: plugin for plugin in self.plugins}
         self._fill(manager, by_name, "kdbench_methods", self.methods, lambda m: m.name)
         for value, owner in self._returned(manager, by_name, "kdbench_backbones"):
@@ -163,6 +165,10 @@ class Registry:
         for file, owner in self._returned(manager, by_name, "kdbench_pairs"):
             pair = load_pair(Path(file), self.backbones, self.datasets)
             self.pairs.add(pair.name, pair, owner)
+        for file, owner in self._returned(manager, by_name, "kdbench_recipes"):
+            recipe = load_recipe(Path(file))
+            check_names(recipe, Path(file), self.backbones, self.datasets)
+            self.recipes.add(recipe.name, recipe, owner)
 
     def _add_backbone(self, value: Backbone | Library, owner: Plugin) -> None:
         if isinstance(value, Library):

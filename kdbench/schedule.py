@@ -4,33 +4,101 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from kdbench.config.schema import Anchor, Loss, Schedule
+from kdbench.config.schema import Anchor, Loss, Schedule, Stopping
 from kdbench.method import AnyMethod, LossProtocol, Phase
 
+ONECYCLE_START, ONECYCLE_END = 25.0, 1e4  # base / START at first, base / START / END at last
+PLATEAU_THRESHOLD, PLATEAU_LEAST_CHANGE = 1e-4, 1e-8  # relative improvement that counts; smaller steps are not made
 
-def learning_rate(schedule: Schedule, base: float, epoch: int, epochs: int | None = None) -> float:
+
+@dataclass(frozen=True)
+class Within:
+    """What beside the epoch some rates depend on.
+
+    Args:
+        step: 0-based step in the epoch.
+        steps: Steps per epoch.
+        accuracies: Validation accuracies of the epochs before, in percent, oldest first.
+    """
+
+    step: int = 0
+    steps: int = 1
+    accuracies: Sequence[float] = ()
+
+
+def learning_rate(
+    schedule: Schedule, base: float, epoch: int, epochs: int | None = None, within: Within = Within()
+) -> float:
     """Return the learning rate of a 0-based epoch.
+
+    ``onecycle`` is the one rate that changes with the step, and has its warm-up in itself. The others warm up linearly
+    and count whole epochs: restarts and the plateau from the end of the warm-up, milestones from the first epoch.
 
     Args:
         schedule: The anchor's schedule.
-        base: Initial rate.
+        base: Initial rate; of ``onecycle`` the largest.
         epoch: 0-based epoch.
         epochs: Length of the phase; None = the schedule's.
+        within: Where in the epoch, and what was measured before it.
     """
     length = schedule.epochs if epochs is None else epochs
     warmup = min(schedule.warmup_epochs, length - 1)
+    if schedule.name == "onecycle":
+        return _onecycle(base, warmup * within.steps, length * within.steps, epoch * within.steps + within.step)
     if epoch < warmup:
         return base * (epoch + 1) / warmup
+    since = epoch - warmup
     if schedule.name == "cosine":
-        done = (epoch - warmup) / max(1, length - warmup)
-        return schedule.min_lr + (base - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        return _cosine(base, schedule.min_lr, since / max(1, length - warmup))
     if schedule.name == "step":
         return base * float(schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones))
+    if schedule.name == "cosine_warm_restarts":
+        return _restarting(schedule, base, since)
+    if schedule.name == "reduce_on_plateau":
+        return _on_plateau(schedule, base, within.accuracies[warmup:epoch])
     return base
 
 
-def phase_rate(schedule: Schedule, phase: Phase, base: float, epoch: int, epochs: int) -> float:
+def _cosine(first: float, last: float, done: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _onecycle(base: float, rising: int, steps: int, step: int) -> float:
+    """Return the one-cycle rate (Smith & Topin 2019, arXiv:1708.07120): half a cosine up, another one down."""
+    first = base / ONECYCLE_START
+    top, end = rising - 1, steps - 1  # the steps that have the largest and the smallest rate
+    if step <= top:
+        return _cosine(first, base, step / max(1, top))
+    return _cosine(base, first / ONECYCLE_END, (step - top) / (end - top))
+
+
+def _restarting(schedule: Schedule, base: float, since: int) -> float:
+    """Return the rate of SGDR (Loshchilov & Hutter 2017, arXiv:1608.03983), lower at each restart by a factor."""
+    length, restarts = schedule.period, 0
+    while since >= length:
+        since, length, restarts = since - length, length * schedule.multiplier, restarts + 1
+    first = max(schedule.min_lr, base * schedule.restart_factor**restarts)
+    return _cosine(first, schedule.min_lr, since / length)
+
+
+def _on_plateau(schedule: Schedule, base: float, accuracies: Sequence[float]) -> float:
+    """Return the rate after these accuracies, read from the first one on: so it needs no state of its own."""
+    rate, best, bad = base, -math.inf, 0
+    for accuracy in accuracies:
+        bad += 1
+        if accuracy > best * (1 + PLATEAU_THRESHOLD):
+            best, bad = accuracy, 0
+        if bad > schedule.plateau_patience:
+            lower, bad = max(schedule.min_lr, rate * schedule.plateau_factor), 0
+            rate = lower if rate - lower > PLATEAU_LEAST_CHANGE else rate
+    return rate
+
+
+def phase_rate(
+    schedule: Schedule, phase: Phase, base: float, epoch: int, epochs: int, within: Within = Within()
+) -> float:
     """Return the learning rate of a phase's 0-based epoch: its own course, or the anchor's over the phase's epochs.
 
     Args:
@@ -39,11 +107,27 @@ def phase_rate(schedule: Schedule, phase: Phase, base: float, epoch: int, epochs
         base: The anchor's initial rate for the student.
         epoch: 0-based epoch.
         epochs: Length of the phase.
+        within: Where in the epoch, and what was measured before it.
     """
     first = base if phase.learning_rate is None else phase.learning_rate
     if phase.rate_factor is not None:
         return first * phase.rate_factor(epoch / epochs)
-    return learning_rate(schedule, first, epoch, epochs)
+    return learning_rate(schedule, first, epoch, epochs, within)
+
+
+def best_epoch(accuracies: Sequence[float]) -> int:
+    """Return the 0-based epoch of the highest validation accuracy, the first of equals."""
+    return max(range(len(accuracies)), key=lambda epoch: (accuracies[epoch], -epoch))
+
+
+def has_stopped(stopping: Stopping, accuracies: Sequence[float]) -> bool:
+    """Return whether the last ``patience`` epochs brought no improvement by more than ``min_delta``."""
+    best, bad = -math.inf, 0
+    for accuracy in accuracies:
+        bad += 1
+        if accuracy > best + stopping.min_delta:
+            best, bad = accuracy, 0
+    return 0 < stopping.patience <= bad
 
 
 def temperature(loss: Loss, epoch: int, epochs: int) -> float:

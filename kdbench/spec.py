@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from kdbench.config.schema import Anchor, Name, Section, canonical_sha256
+from kdbench.config.schema import ADDED, Anchor, Name, Section, canonical_sha256
 
 LARGEST_SEED = 2**31 - 1
 # Where and by whom a run is made, not what it computes: these may differ between two equal runs.
-RUNTIME_VARIABLE = {
-    "dataset": {"name", "slug"},
-    "teacher_datasets": {"__all__": {"name", "slug"}},
-    "plugin": {"version", "file_sha256"},
+RUNTIME_VARIABLE: dict[str, Any] = {
+    "dataset": {"name": True, "slug": True},
+    "teacher_datasets": {"name": True, "slug": True},
+    "plugin": {"version": True, "file_sha256": True},
     "teacher_names": True,
 }
 
@@ -74,7 +74,8 @@ class RunSpec(Section):
     student: str
     teachers: tuple[str, ...]
     teacher_names: tuple[str, ...] = ()  # artefacts asked for by name; empty = the anchor's own recipe
-    teacher_datasets: tuple[DatasetRef, ...] = ()  # what each teacher is trained on; empty = the run's own dataset
+    # What each teacher is trained on; empty = the run's own dataset.
+    teacher_datasets: Annotated[tuple[DatasetRef, ...], ADDED] = ()
     dataset: DatasetRef
     anchor: Anchor
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
@@ -97,7 +98,4 @@ class RunSpec(Section):
     @property
     def config_sha256(self) -> str:
         """Hash of all that can change the result; the teacher's weights are hashed in the record."""
-        tree = self.model_dump(mode="json", exclude=RUNTIME_VARIABLE | {"anchor": {"description"}})  # type: ignore[arg-type]
-        if not self.teacher_datasets:  # specs that have none are hashed as before there were any
-            del tree["teacher_datasets"]
-        return canonical_sha256(tree)
+        return canonical_sha256(self.hashed({**RUNTIME_VARIABLE, "anchor": {"description": True}}))

@@ -43,6 +43,7 @@ class Network(nn.Module):
     head: nn.Module
     mean: Tensor
     std: Tensor
+    checkpointing: bool = False  # whether the backward pass computes activations again instead of keeping them
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from kdbench.errors import PluginError, nearest
 _COMMANDS = {
     "run": ("run", "Train every method and seed of a pair; missing teachers first, finished runs never again."),
     "plan": ("plan", "Show what run would do: cells, skipped cells with reasons, teachers, cost."),
-    "list": ("show", "List methods, backbones, pairs, datasets, anchors, plugins or teachers."),
+    "list": ("show", "List methods, backbones, pairs, datasets, anchors, recipes, plugins or teachers."),
     "show": ("show", "Show one of them: options, defaults, sources, locked keys."),
     "teacher": ("teacher", "Train, import, verify or list teachers."),
     "leaderboard": ("leaderboard", "Write tables from the records of runs."),

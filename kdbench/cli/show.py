@@ -9,7 +9,7 @@ import click
 
 from kdbench.cli.main import State
 
-KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "plugins", "teachers")
+KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes", "plugins", "teachers")
 
 
 @click.command("list")
@@ -17,7 +17,7 @@ KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "plugins", "tea
 @click.option("--teachers", default="teachers", type=click.Path(path_type=Path), help="Folder of the artefacts.")
 @click.pass_obj
 def list_command(state: State, kind: str, teachers: Path) -> None:
-    """List methods, backbones, pairs, datasets, anchors, plugins or teachers."""
+    """List methods, backbones, pairs, datasets, anchors, recipes, plugins or teachers."""
     from tabulate import tabulate
 
     if kind == "teachers":
@@ -61,6 +61,15 @@ class _Lists:
         return ("anchor", "version", "epochs", "sha256", "description"), rows
 
     @staticmethod
+    def recipes(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [
+            (r.name, r.version, r.backbone, r.dataset, "pretrained" if r.pretrained else "random", r.schedule.epochs,
+             r.anchor().sha256[:12])
+            for r in registry.recipes.values()
+        ]  # fmt: skip
+        return ("recipe", "version", "backbone", "dataset", "start", "epochs", "sha256"), rows
+
+    @staticmethod
     def plugins(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
         rows = [(p.name, p.distribution, p.version, p.ref().file_sha256[:12], p.file) for p in registry.plugins]
         return ("plugin", "distribution", "version", "sha256", "file"), rows
@@ -79,12 +88,13 @@ def _anchor(name: str, registry: Any) -> Any:
 @click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Channels of its input.")
 @click.pass_obj
 def show_command(state: State, name: str, size: int, classes: int, channels: int) -> None:
-    """Show a method, backbone, pair, dataset or anchor by NAME."""
+    """Show a method, backbone, pair, dataset, anchor or recipe by NAME."""
     from kdbench.errors import ConfigError, nearest
 
     registry = state.registry()
     views = {
-        "methods": _show_method, "anchors": _show_anchor, "pairs": _show_pair, "datasets": _show_dataset,
+        "methods": _show_method, "anchors": _show_anchor, "recipes": _show_recipe, "pairs": _show_pair,
+        "datasets": _show_dataset,
     }  # fmt: skip
     found = False
     for kind, view in views.items():
@@ -164,6 +174,16 @@ def _show_anchor(name: str, registry: Any) -> None:
         click.echo(f"extends {' < '.join(anchor.lineage)}")
     rows = [(key, value, "locked" if key in anchor.locked else "") for key, value in anchor.keys().items()]
     click.echo(tabulate(rows, headers=("key", "value", ""), disable_numparse=True))
+
+
+def _show_recipe(name: str, registry: Any) -> None:
+    from tabulate import tabulate
+
+    recipe = registry.recipes[name]
+    anchor = recipe.anchor()
+    click.echo(f"recipe {anchor.label}, sha256 {anchor.sha256}\n{recipe.description}")
+    click.echo(f"trains {recipe.backbone} on {recipe.dataset} ({registry.recipes.owner(name).distribution})")
+    click.echo(tabulate(list(anchor.keys().items()), headers=("key", "value"), disable_numparse=True))
 
 
 def _show_pair(name: str, registry: Any) -> None:

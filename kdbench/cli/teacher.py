@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kdbench.cli.arguments import (
-    anchor_option,
+    DEFAULT_ANCHOR,
     apply,
     data_option,
     device_option,
@@ -32,27 +32,34 @@ def teacher_command() -> None:
 @click.argument("backbone")
 @click.option("--dataset", required=True, help="A name, npz:PATH or folder:PATH.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the training.")
-@apply(per_class_option, anchor_option, _place, events_option)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help=f"How to train it [default: the registered recipe of backbone and dataset, else anchor {DEFAULT_ANCHOR}].",
+)
+@click.option("--anchor", metavar="NAME|FILE", help="Protocol, instead of a recipe: what runs under it are taught by.")
+@click.option("--scratch", is_flag=True, help="Start from random weights where the recipe takes pretrained ones.")
+@apply(per_class_option, _place, events_option)
 @click.pass_obj
 def train(
-    state: State, backbone: str, dataset: str, seed: int, per_class: int | None, anchor: str, teachers: Path,
-    data: Path, device: str, threads: int | None, events: bool,
+    state: State, backbone: str, dataset: str, seed: int, per_class: int | None, recipe: str | None,
+    anchor: str | None, scratch: bool, teachers: Path, data: Path, device: str, threads: int | None, events: bool,
 ) -> None:  # fmt: skip
-    """Train a teacher by the anchor's recipe; an interrupted training continues, a finished one is kept."""
+    """Train a teacher by a recipe or an anchor; an interrupted training continues, a finished one is kept."""
     from kdbench.cli.progress import Reporter
     from kdbench.cli.workplaces import workplace
     from kdbench.execution.worker import StopFlag, emit
-    from kdbench.plan import teacher_cell
+    from kdbench.teacher_plan import TeacherRequest, teacher_cell
     from kdbench.training.teachers import Recipe
 
-    registry = state.registry()
-    reference, protocol = teacher_cell(backbone, dataset, per_class, anchor, registry, data)
-    recipe = Recipe(backbone, reference, protocol, seed)
+    request = TeacherRequest(backbone, dataset, per_class, recipe, anchor, scratch, data)
+    reference, protocol = teacher_cell(request, state.registry())
+    made = Recipe(backbone, reference, protocol, seed)
     flag = StopFlag()
     flag.install()
     with Reporter(()) as reporter:
         send = emit if events else reporter.see
-        train_by_name(recipe, workplace(state, teachers, data, device, threads, send, flag), send)
+        train_by_name(made, workplace(state, teachers, data, device, threads, send, flag), send)
 
 
 def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
@@ -99,14 +106,26 @@ def import_(
 
 @teacher_command.command("verify")
 @click.argument("names", nargs=-1)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Arithmetic of the evaluation.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=500, show_default=True, help="Images per forward pass.")
+@click.option("--max-batches", type=click.IntRange(1), help="Look at the first so many batches only, with no verdict.")
 @_place
 @click.pass_obj
-def verify(state: State, names: tuple[str, ...], teachers: Path, data: Path, device: str, threads: int | None) -> None:
+def verify(
+    state: State, names: tuple[str, ...], precision: str, batch_size: int, max_batches: int | None, teachers: Path,
+    data: Path, device: str, threads: int | None,
+) -> None:  # fmt: skip
     """Check hash and test accuracy of teachers (default: all)."""
     from kdbench.artefacts import TeacherStore
     from kdbench.cli.workplaces import workplace
     from kdbench.errors import ConfigError, KdbenchError, unknown
-    from kdbench.training.teachers import verify_teacher
+    from kdbench.training.verifying import Check, verify_teacher
 
     known = TeacherStore(teachers).all()
     if not known:
@@ -117,16 +136,25 @@ def verify(state: State, names: tuple[str, ...], teachers: Path, data: Path, dev
     problems = []
     for manifest in (m for m in known if not names or m.name in names):
         try:
-            found = verify_teacher(manifest, place)
+            found = verify_teacher(manifest, place, Check(precision, batch_size, max_batches))
         except KdbenchError as error:
             problems.append(str(error))
             continue
-        click.echo(
-            f"{manifest.name} on {manifest.dataset.label}: {found.accuracy:.2f} % ({int(found.correct.sum())} of "
-            f"{len(found.labels)}), sha256 ok"
-        )
+        click.echo(_verified(manifest, found, precision))
     if problems:
         raise KdbenchError("\n".join(problems))
+
+
+def _verified(manifest: Any, found: Any, precision: str) -> str:
+    """Return the line about a teacher; a look at some images says of how many, and is compared with nothing."""
+    count, total = len(found.labels), manifest.test_images
+    how = "" if precision == "fp32" else f" in {precision}"
+    line = (
+        f"{manifest.name} on {manifest.dataset.label}: {found.accuracy:.2f} % ({int(found.correct.sum())} of {count})"
+    )
+    if count == total:
+        return f"{line}{how}, sha256 ok"
+    return f"{line}{how}, sha256 ok; truncated: n = {count} of {total} test images, not compared with the manifest"
 
 
 @teacher_command.command("list")

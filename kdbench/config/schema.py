@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Marks a key that came after records had been published: at its default it is no part of any hash, so that a protocol
+# that never said it keeps the hash it was published under.
+ADDED = "added after the first published records"
 
 
 WHOLE = frozenset({"lr_by_student", "teacher_weights"})  # keys whose value is itself a mapping
@@ -58,6 +61,24 @@ class Section(BaseModel):
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in {int, float}:
             raise ValueError("input should be a number")
         return value
+
+    def hashed(self, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a hash of this value covers: all of it in JSON's types, but the added keys at their defaults.
+
+        Args:
+            exclude: What else to leave out, in pydantic's form; ``True`` stands for the whole of a key.
+        """
+        left_out = exclude or {}
+        dumped = self.model_dump(mode="json", exclude={key for key, inner in left_out.items() if inner is True})
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            if ADDED in field.metadata and value == field.get_default(call_default_factory=True):
+                dumped.pop(key, None)
+            elif key in dumped and isinstance(value, Section):
+                dumped[key] = value.hashed(left_out.get(key))
+            elif key in dumped and isinstance(value, tuple) and value and isinstance(value[0], Section):
+                dumped[key] = [item.hashed(left_out.get(key)) for item in value]
+        return dumped
 
 
 class Loss(Section):
@@ -98,12 +119,27 @@ class Optimizer(Section):
 class Schedule(Section):
     """Length of the training and the learning rate per epoch."""
 
-    name: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate")
+    name: Literal["cosine", "step", "constant", "onecycle", "cosine_warm_restarts", "reduce_on_plateau"] = Field(
+        "cosine", description="shape of the learning rate; 'step' is also known as multistep"
+    )
     epochs: int = Field(ge=1, le=10_000, description="epochs of the student; its last one is scored")
     warmup_epochs: int = Field(0, ge=0, description="linear warm-up: lr * (epoch + 1) / warmup_epochs")
-    min_lr: NonNegative = Field(0.0, description="where cosine ends")
+    min_lr: NonNegative = Field(0.0, description="where cosine and each restart's cosine end; least rate on a plateau")
     milestones: tuple[int, ...] = Field((), description="0-based epochs at which 'step' multiplies by gamma")
     gamma: Fraction = Field(0.1, description="factor of 'step'")
+    period: Annotated[int, ADDED] = Field(0, ge=0, description="epochs before the first of 'cosine_warm_restarts'")
+    multiplier: Annotated[int, ADDED] = Field(1, ge=1, description="each period is so many times the one before")
+    restart_factor: Annotated[float, ADDED] = Field(1.0, gt=0, le=1, description="factor of the rate at each restart")
+    plateau_factor: Annotated[float, ADDED] = Field(0.5, gt=0, lt=1, description="factor of 'reduce_on_plateau'")
+    plateau_patience: Annotated[int, ADDED] = Field(
+        5, ge=0, description="epochs without a better validation accuracy that 'reduce_on_plateau' lets pass"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_period(self) -> Schedule:
+        if self.name == "cosine_warm_restarts" and self.period < 1:
+            raise ValueError("name cosine_warm_restarts needs a period of at least 1 epoch; set period")
+        return self
 
 
 class Data(Section):
@@ -128,6 +164,9 @@ class Step(Section):
     grad_clip_norm: NonNegative = Field(0.0, description="clip the gradient's total norm; 0 = off")
     accumulate: int = Field(1, ge=1, description="split each batch into this many backward passes")
     ema_decay: Fraction = Field(0.0, description="decay of the moving average of the weights that is scored; 0 = off")
+    checkpointing: Annotated[bool, ADDED] = Field(
+        False, description="compute activations again in the backward pass instead of keeping them: less memory"
+    )
 
 
 class Freezing(Section):
@@ -142,6 +181,15 @@ class Evaluation(Section):
 
     every: int = Field(1, ge=1, description="evaluate after every n-th epoch; the last five always")
     batch_size: int = Field(500, ge=1, description="images per forward pass")
+
+
+class Stopping(Section):
+    """Early stopping of a teacher; the best validation epoch's weights are kept. No student is stopped."""
+
+    patience: Annotated[int, ADDED] = Field(0, ge=0, description="epochs without improvement that end it; 0 = off")
+    min_delta: Annotated[NonNegative, ADDED] = Field(
+        0.0, description="points of validation accuracy by which an improvement must exceed the best one before"
+    )
 
 
 class Anchor(Section):
@@ -161,6 +209,10 @@ class Anchor(Section):
     step: Step
     freezing: Freezing = Freezing()
     evaluation: Evaluation = Evaluation()
+    stopping: Annotated[Stopping, ADDED] = Stopping()
+    pretrained: Annotated[bool, ADDED] = Field(
+        False, description="start from the backbone's pretrained weights; for teachers only"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -194,7 +246,18 @@ class Anchor(Section):
             raise ValueError(
                 f"step.accumulate {self.step.accumulate} must divide data.batch_size {self.data.batch_size}"
             )
+        self._validated_where_it_must_be()
         return self
+
+    def _validated_where_it_must_be(self) -> None:
+        needs = [
+            *(["schedule.name reduce_on_plateau"] if self.schedule.name == "reduce_on_plateau" else []),
+            *(["stopping.patience"] if self.stopping.patience else []),
+        ]
+        if needs and not self.data.validation_fraction:
+            raise ValueError(
+                f"{needs[0]} goes by the validation accuracy, but data.validation_fraction is 0; set it, e.g. to 0.1"
+            )
 
     def keys(self) -> dict[str, object]:
         """Return every protocol value under its dotted key, e.g. ``loss.tau``."""
@@ -213,7 +276,7 @@ class Anchor(Section):
     @property
     def sha256(self) -> str:
         """Hash of everything that can change a result (all but the description)."""
-        return canonical_sha256(self.model_dump(mode="json", exclude={"description"}))
+        return canonical_sha256(self.hashed({"description": True}))
 
     def learning_rate_of(self, student: str) -> float:
         """Return the initial learning rate for a student backbone."""

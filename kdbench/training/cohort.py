@@ -172,7 +172,8 @@ def _start(
     registry, device, info = workplace.registry, workplace.machine.device, data.info
     anchor = apply_deviations(spec.anchor, spec.deviations)
     backbone = registry.backbones[spec.student]
-    student = new_network(backbone, len(info.classes), info.image, spec.seed)
+    student = new_network(backbone, len(info.classes), info.image, spec.seed, pretrained=anchor.pretrained)
+    student.checkpointing = anchor.step.checkpointing
     student.set_normalisation(data.mean, data.std)
     student.place(device, channels_last=anchor.step.channels_last and backbone.channels_last)
     shapes = [network_info(name, len(info.classes), info.image, registry) for name in (spec.student, *spec.teachers)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -30,65 +29,17 @@ from kdbench.method import (
 )
 from kdbench.options import apply_deviations
 from kdbench.records import EpochReport
-from kdbench.schedule import loss_protocol, phase_rate
+from kdbench.schedule import Within, loss_protocol, phase_rate
 from kdbench.seeds import stream
 from kdbench.spec import RunSpec
 from kdbench.training.inputs import Inputs
+from kdbench.training.meters import Counters, Glimpse, Meters, Position
 from kdbench.training.optimizer import make_optimizer
 from kdbench.training.precision import autocast, in_float32, loss_scaler
+from kdbench.training.stopping import Best
 from kdbench.types import Context, Features
 
 State = dict[str, Any]
-
-
-@dataclass
-class Position:
-    """Where a lane stands: the next step to do."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-
-    def as_tuple(self) -> tuple[int, int, int]:
-        """Return (phase, epoch, step)."""
-        return self.phase, self.epoch, self.step
-
-
-@dataclass(frozen=True)
-class Glimpse:
-    """One view of a batch before the student: its images, and what the teachers say of them."""
-
-    images: Tensor
-    teachers: tuple[Features, ...]
-
-
-@dataclass
-class Meters:
-    """Sums over the running epoch; they stay on the device, so that no step waits for it."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    images: int = 0
-    seconds: float = 0.0
-
-    def add(self, name: str, value: Tensor, times: int = 1) -> None:
-        """Add ``times * value`` of a scalar, without its gradient."""
-        if name not in self.sums:
-            self.sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
-        self.sums[name].add_(value.detach(), alpha=times)
-
-    def means(self) -> dict[str, float]:
-        """Return every sum divided by the images seen."""
-        return {name: float(value) / max(1, self.images) for name, value in self.sums.items()}
-
-
-@dataclass
-class Counters:
-    """Cost of the run so far, over all attempts."""
-
-    train_seconds: float = 0.0
-    images: int = 0
-    student_forwards: int = 0
-    teacher_forwards: float = 0.0
 
 
 class Lane:
@@ -143,6 +94,7 @@ class Lane:
         of, teachers = self.method.taps.of_teacher, enumerate(self.context.teachers)
         self.teacher_taps = tuple(of(index).resolve(len(teacher.stages)) for index, teacher in teachers)
         self.average = self._new_average()
+        self.best = Best(self.anchor.stopping)
         self.position = Position()
         self._skip_empty_phases()
         self.optimizer = self._new_optimizer()
@@ -179,15 +131,24 @@ class Lane:
         """Key of the epoch's data order: the main phase's is the same for all methods."""
         return self.position.epoch if self.phase.is_main else f"{self.phase.name}:{self.position.epoch}"
 
-    def rate(self) -> float:
-        """Return the learning rate of the running epoch."""
+    def rate(self, step: int = 0) -> float:
+        """Return the learning rate of the running epoch, at its first step or another one."""
         base = self.anchor.learning_rate_of(self.spec.student)
-        return phase_rate(self.anchor.schedule, self.phase, base, self.position.epoch, self.epochs)
+        within = Within(step, self.context.steps_per_epoch, self.accuracies)
+        return phase_rate(self.anchor.schedule, self.phase, base, self.position.epoch, self.epochs, within)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Validation accuracies of the main phase so far, in percent."""
+        return [r.validation_accuracy for r in self.history if r.validation_accuracy is not None]
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def start_epoch(self) -> None:
         """Set the epoch's learning rate and train mode; needed after a resume as well."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+        self._set_rate(self.rate())
         self.student.train()
         self.method.train()
 
@@ -213,9 +174,15 @@ class Lane:
         self.history.append(report)
         self.meters = Meters()
         self.position.epoch, self.position.step = self.position.epoch + 1, 0
-        if self.position.epoch >= self.epochs:
+        stopped = report.validation_accuracy is not None and self.best.ends(self.accuracies, self._kept())
+        if stopped or self.position.epoch >= self.epochs:
+            if self.phase.is_main:
+                self.best.restore(self._kept())
             self._next_phase()
         return report
+
+    def _kept(self) -> list[nn.Module]:
+        return [self.student, self.method, *([] if self.average is None else [self.average])]
 
     def _next_phase(self) -> None:
         self.position = Position(self.position.phase + 1)
@@ -244,6 +211,8 @@ class Lane:
         torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
         chunks = min(self.anchor.step.accumulate, len(inputs.labels))
         count = len(inputs.labels)
+        if self.anchor.schedule.name == "onecycle":
+            self._set_rate(self.rate(self.position.step))
         self.optimizer.zero_grad(set_to_none=True)
         batches = []
         for part in range(chunks):  # as equal as possible, so that no part is down to one image
@@ -377,6 +346,7 @@ class Lane:
             "counters": vars(self.counters).copy(),
             "history": [report.model_dump_json() for report in self.history],
             "diverged": self.diverged,
+            "best": self.best.state,
         }
 
     def load(self, state: State) -> None:
@@ -395,4 +365,4 @@ class Lane:
         self.meters = Meters(sums, meters["images"], meters["seconds"])
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
-        self.diverged = state["diverged"]
+        self.diverged, self.best.state = state["diverged"], state["best"]

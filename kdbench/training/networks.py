@@ -8,24 +8,44 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.artefacts import TeacherManifest, TeacherStore
-from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.base import Backbone, Build, Network
 from kdbench.errors import ConfigError
 from kdbench.seeds import stream
 from kdbench.training.precision import autocast, in_float32
 from kdbench.types import Features, StageShape, Taps
 
 
-def new_network(backbone: Backbone, classes: int, image: StageShape, seed: int) -> Network:
+def new_network(backbone: Backbone, classes: int, image: StageShape, seed: int, *, pretrained: bool = False) -> Network:
     """Return a network with the initial weights of a seed: the same for every method.
 
+    Args:
+        backbone: What to build.
+        classes: Outputs of its classifier.
+        image: Shape of one image.
+        seed: Of the random weights; with pretrained ones, of those that do not come with them (the classifier).
+        pretrained: Whether to take the published weights even if the backbone does not start from them by itself.
+
     Raises:
-        ConfigError: If it starts with published weights and they cannot be had.
+        ConfigError: If there are none, or if they cannot be had.
     """
-    build = backbone.build_pretrained if backbone.pretrained else backbone.build
-    assert build is not None
+    build = pretrained_build(backbone) if pretrained or backbone.pretrained else backbone.build
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "init", backbone.name))
         return build(classes, image)
+
+
+def pretrained_build(backbone: Backbone) -> Build:
+    """Return what builds a backbone with published weights, with the arguments of its ``build``.
+
+    Raises:
+        ConfigError: If there is nothing that does.
+    """
+    if backbone.build_pretrained is None:
+        raise ConfigError(
+            f"backbone '{backbone.name}' has no pretrained weights; add --scratch, or bring a teacher with kdbench "
+            "teacher import"
+        )
+    return backbone.build_pretrained
 
 
 def load_teacher(store: TeacherStore, manifest: TeacherManifest, backbone: Backbone, image: StageShape) -> Network:

@@ -1,4 +1,4 @@
-"""Making teacher artefacts by the anchor's recipe, writing them, and measuring them again."""
+"""Making teacher artefacts by a recipe, and writing them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherManifest, T
 from kdbench.backbones.base import Network
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
-from kdbench.errors import KdbenchError, RunError
-from kdbench.evaluation import Predictions, TestSet
+from kdbench.errors import RunError
+from kdbench.evaluation import Predictions
 from kdbench.files import write_atomic
 from kdbench.method import Supervised
-from kdbench.plan import open_source
+from kdbench.schedule import best_epoch
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
-from kdbench.training.networks import load_teacher
+from kdbench.training.networks import pretrained_build
 from kdbench.training.results import learned_nothing_below, outcome
 from kdbench.training.runs import now
 from kdbench.training.teacher_names import TEACHER_SEED, path_name, recipe_name
@@ -78,7 +78,8 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
 
     Raises:
         RunError: If its training diverged or failed.
-        ConfigError: If an artefact of that name was made by another recipe.
+        ConfigError: If an artefact of that name was made by another recipe, or if the recipe takes pretrained weights
+            and the backbone has none.
     """
     store = workplace.teachers
     spec = recipe.spec()
@@ -86,6 +87,8 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
     with folder.claimed():
         if store.exists(recipe.dataset, recipe.name):
             return store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)
+        if recipe.anchor.pretrained:
+            pretrained_build(workplace.registry.backbones[recipe.backbone])  # before data are read
         (trained,) = train_cohort([spec], [folder], workplace, lambda _spec: Supervised)
         status, reason = outcome(trained.lane)
         if status != "ok":
@@ -98,7 +101,7 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
 def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> TeacherManifest:
     network = trained.lane.deployed()
     assert isinstance(network, Network)
-    predictions = trained.data.test.predict(network)
+    predictions, history = trained.data.test.predict(network), trained.lane.accuracies
     if predictions.accuracy <= learned_nothing_below(trained.data.info.occurring, recipe.anchor.schedule.epochs):
         raise RunError(f"teacher '{recipe.name}': {predictions.accuracy:.2f} % after training is chance; {_REMEDY}")
     return write_artefact(
@@ -113,7 +116,8 @@ def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> Tea
         recipe=recipe.anchor.label,
         recipe_sha256=recipe.anchor.sha256,
         seed=recipe.seed,
-        epochs=recipe.anchor.schedule.epochs,
+        epochs=len(trained.lane.history),
+        best_epoch=best_epoch(history) + 1 if recipe.anchor.stopping.patience else None,
     )
 
 
@@ -157,33 +161,6 @@ def write_artefact(
     write_atomic(folder / PREDICTIONS, predictions.to_npz())
     write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest
-
-
-def verify_teacher(manifest: TeacherManifest, workplace: Workplace, batch_size: int = 500) -> Predictions:
-    """Check an artefact's hash, run it on the test split, and return its predictions.
-
-    Raises:
-        KdbenchError: If the weights are corrupt or the accuracy is not the recorded one.
-    """
-    backbone = workplace.registry.backbones[manifest.backbone]
-    source = open_source(manifest.dataset.name, workplace.registry, workplace.data_root)
-    network = load_teacher(workplace.teachers, manifest, backbone, source.info.image)
-    network.place(workplace.machine.device, channels_last=backbone.channels_last)
-    if source.info.fingerprint != manifest.dataset.fingerprint:
-        raise KdbenchError(
-            f"teacher '{manifest.name}': dataset '{manifest.dataset.name}' has changed since it was made (content "
-            f"{source.info.fingerprint}, then {manifest.dataset.fingerprint}); bring the old data back, or make a new "
-            "teacher"
-        )
-    predictions = TestSet(source, workplace.machine.device, batch_size).predict(network)
-    # Other devices and libraries may flip a handful of images whose two best logits are almost equal.
-    tolerated = 100 * max(2, round(0.0005 * manifest.test_images)) / manifest.test_images
-    if abs(predictions.accuracy - manifest.accuracy) > tolerated:
-        raise KdbenchError(
-            f"teacher '{manifest.name}': {predictions.accuracy:.2f} % on the test split, its manifest says "
-            f"{manifest.accuracy:.2f} %; dataset or artefact changed"
-        )
-    return predictions
 
 
 def _sha256(data: bytes) -> str:

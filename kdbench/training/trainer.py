@@ -18,7 +18,8 @@ from kdbench.evaluation import TestSet
 from kdbench.method import View
 from kdbench.records import EpochReport
 from kdbench.training.inputs import BatchStream, Inputs
-from kdbench.training.lane import Glimpse, Lane
+from kdbench.training.lane import Lane
+from kdbench.training.meters import Glimpse
 from kdbench.training.networks import TeacherPass
 from kdbench.types import Features
 

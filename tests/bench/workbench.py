@@ -16,7 +16,8 @@ from kdbench.options import resolve_options
 from kdbench.registry import Registry
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
 from kdbench.training.inputs import BatchStream
-from kdbench.training.lane import Lane, Position
+from kdbench.training.lane import Lane
+from kdbench.training.meters import Position
 from kdbench.training.trainer import Observer, Trainer
 from kdbench.types import Context, Pair, PairInfo, StageShape
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commandline import PROTO, Place, failure, kdbench, snapshot
+
+from kdbench import evaluation
+from kdbench.evaluation import Predictions
 
 NAME = "resnet14_w8-proto-v3-seed0"
 
@@ -100,6 +104,103 @@ def test_verify_measures_again(finished: Place) -> None:
     for words in ((), (NAME,)):
         outcome = kdbench("teacher", "verify", *words, "--teachers", finished.teachers)
         assert (outcome.code, outcome.out, outcome.err) == (0, expected, "")
+
+
+def _first_right(finished: Place, count: int) -> int:
+    (path,) = finished.teachers.rglob("predictions.npz")
+    with np.load(path) as archive:
+        return int(np.unpackbits(archive["correct"], count=int(archive["count"]))[:count].sum())
+
+
+@pytest.mark.parametrize(("batch", "batches", "count"), [(7, 3, 21), (598, 1, 598), (1, 1, 1)])
+def test_a_truncated_look_says_of_how_many_and_judges_nothing(
+    finished: Place, place: Place, batch: int, batches: int, count: int
+) -> None:
+    (path,) = place.teachers.rglob("teacher.json")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**about, "accuracy": 0.0}), encoding="utf-8")  # would be a problem if it were compared
+    words = ("--teachers", place.teachers, "--batch-size", batch, "--max-batches", batches)
+    right = _first_right(finished, count)
+    assert kdbench("teacher", "verify", *words).out == (
+        f"{NAME} on digits-20pc: {100 * right / count:.2f} % ({right} of {count}), sha256 ok; truncated: n = {count} "
+        "of 599 test images, not compared with the manifest\n"
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_batches_that_reach_the_end_are_the_whole_check(place: Place, precision: str) -> None:
+    (path,) = place.teachers.rglob("teacher.json")
+    words = ("--teachers", place.teachers, "--batch-size", 300, "--max-batches", 2, "--precision", precision)
+    outcome = kdbench("teacher", "verify", *words)
+    assert outcome.out.endswith(
+        " of 599), sha256 ok\n" if precision == "fp32" else f" of 599) in {precision}, sha256 ok\n"
+    )
+    about = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**about, "accuracy": 0.0}), encoding="utf-8")
+    message = failure("teacher", "verify", *words, code=4)
+    more = "" if precision == "fp32" else f"; or {precision} is too coarse for it: try --precision fp32"
+    assert message.endswith(f"its manifest says 0.00 %; dataset or artefact changed{more}")
+
+
+@pytest.mark.parametrize(("precision", "tolerated"), [("fp32", 2), ("bf16", 6)])
+def test_how_many_images_may_differ(place: Place, precision: str, tolerated: int) -> None:
+    """Of 599: two in float32, one in a hundred in types with a short mantissa."""
+    (path,) = place.teachers.rglob("teacher.json")
+    about = json.loads(path.read_text(encoding="utf-8"))
+    words = ("teacher", "verify", "--teachers", place.teachers, "--precision", precision)
+    right = int(kdbench(*words).out.partition("(")[2].partition(" ")[0])
+    for more, code in ((tolerated, 0), (tolerated + 1, 4), (-tolerated, 0), (-tolerated - 1, 4)):
+        path.write_text(json.dumps({**about, "accuracy": 100 * (right + more) / 599 - 1e-9 * more}), encoding="utf-8")
+        assert kdbench(*words).code == code, more
+
+
+def test_precision_is_that_of_the_forward_passes(finished: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def evaluate(module: torch.nn.Module, split: object, device: torch.device, batch_size: int) -> Predictions:
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda part, _inputs, output: seen.append(output.dtype) if isinstance(part, torch.nn.Linear) else None
+        )
+        with hook:
+            return original(module, split, device, batch_size)  # type: ignore[arg-type]
+
+    original = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        seen.clear()
+        words = ("--teachers", finished.teachers, "--precision", precision, "--max-batches", 1, "--batch-size", 9)
+        assert kdbench("teacher", "verify", *words).code == 0
+        assert seen == [dtype]
+
+
+RECIPE = """
+name: tiny
+backbone: resnet8_w4
+dataset: digits
+pretrained: true
+optimizer: {name: adamw, lr: 0.01, weight_decay: 0.001}
+schedule: {name: reduce_on_plateau, epochs: 2}
+data: {batch_size: 40, validation_fraction: 0.1}
+stopping: {patience: 1}
+"""
+
+
+def test_train_by_a_recipe() -> None:
+    Path("tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    words = ("teacher", "train", "resnet8_w4", "--dataset", "digits", "--per-class", 20, "--threads", 1)
+    message = failure(*words, "--recipe", "tiny.yaml")
+    assert message == (
+        "backbone 'resnet8_w4' has no pretrained weights; add --scratch, or bring a teacher with kdbench teacher import"
+    )
+    outcome = kdbench(*words, "--recipe", "tiny.yaml", "--scratch")
+    assert outcome.code == 0
+    assert outcome.out.splitlines()[-1].startswith("teacher resnet8_w4-tiny-scratch-v1-seed0: ")
+    assert [path.parent.name for path in Path("teachers").rglob("teacher.json")] == ["resnet8_w4-tiny-scratch-v1-seed0"]
+    again = kdbench("teacher", "list").out.splitlines()[-1].split()
+    assert again[:3] == ["resnet8_w4-tiny-scratch-v1-seed0", "resnet8_w4", "digits-20pc"]
+    assert again[4:6] == ["trained", "tiny-scratch-v1"]
+    message = failure(*words, "--recipe", "tiny.yaml", "--anchor", "crd")
+    assert message == "--recipe and --anchor exclude each other: a recipe is the whole protocol; give one"
 
 
 def test_verify_without_teachers_is_not_a_success() -> None:

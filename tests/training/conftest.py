@@ -29,6 +29,7 @@ from kdbench.plan import dataset_ref
 from kdbench.records import Record
 from kdbench.spec import DatasetRef, RunSpec
 from kdbench.store import RunFolder, RunStore
+from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.environment import Machine
 from kdbench.training.lane import Lane
@@ -179,6 +180,10 @@ class Lab:
     def folders(self, specs: Sequence[RunSpec], where: str) -> list[RunFolder]:
         """Return where the runs of one store are kept."""
         return [RunStore(self.root / where).folder(spec.run_id) for spec in specs]
+
+    def checkpoints(self, spec: RunSpec, where: str) -> CheckpointFolder:
+        """Return the checkpoints of one run."""
+        return CheckpointFolder(self.folders([spec], where)[0].checkpoints)
 
     def train(self, specs: Sequence[RunSpec], where: str, **changes: Any) -> list[Trained]:
         """Train a cohort to its end, from its checkpoints if there are any; no records are written."""

@@ -47,8 +47,9 @@ def _kill_in_write(number: int) -> None:
     files.os.fsync = fsync  # type: ignore[attr-defined]
 
 
-def test_kills_at_random_moments(lab: Any) -> None:
-    spec = lab.spec("toy_bank", anchor=lab.anchor(schedule__epochs=8, step__ema_decay=0.9))
+@pytest.mark.parametrize("more", [{}, {"stopping__patience": 7, "optimizer__lr": 0.6}], ids=["last", "best"])
+def test_kills_at_random_moments(lab: Any, more: dict[str, Any]) -> None:
+    spec = lab.spec("toy_bank", anchor=lab.anchor(schedule__epochs=8, step__ema_decay=0.9, **more))
     (left_alone,) = lab.run([spec], "whole")
     folder, whole = lab.folders([spec], "killed")[0], lab.folders([spec], "whole")[0]
     draws, killed, torn = random.Random(0), 0, 0

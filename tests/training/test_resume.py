@@ -92,7 +92,7 @@ def test_each_component_of_a_checkpoint_matters(lab: Any, component: str) -> Non
     assert lab.digest_after(spec, "mutated") != expected
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", [*COMPONENTS, "best"])
 def test_a_checkpoint_without_a_component_is_refused(lab: Any, component: str) -> None:
     spec = lab.spec("toy_bank", anchor=lab.anchor(**RICH))
     state = _stopped(lab, spec, "cut", 14)

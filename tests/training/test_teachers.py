@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherStore
+from kdbench.backbones.base import Backbone, Network
+from kdbench.config.recipes import from_scratch
 from kdbench.errors import ConfigError, KdbenchError, RunError
 from kdbench.evaluation import read_predicted
 from kdbench.training import teachers
-from kdbench.training.networks import load_teacher
-from kdbench.training.teachers import Recipe, recipes_of, train_teacher, verify_teacher
+from kdbench.training.networks import load_teacher, new_network
+from kdbench.training.teachers import Recipe, recipes_of, train_teacher
 from kdbench.training.trainer import Interrupted
+from kdbench.training.verifying import verify_teacher
 from kdbench.types import StageShape
 
 
@@ -74,6 +77,74 @@ def test_an_interrupted_training_continues_to_the_same_bits(lab: Any, recipe: Re
         train_teacher(recipe, _place(lab, "cut", should_stop=lab.stop_after(steps)))
     assert not TeacherStore(lab.root / "cut").exists(lab.dataset, recipe.name)
     assert train_teacher(recipe, _place(lab, "cut")).sha256 == whole.sha256
+
+
+STOPPED: dict[str, Any] = {
+    "schedule__epochs": 12,
+    "schedule__name": "constant",
+    "optimizer__lr": 0.6,
+    "stopping__patience": 3,
+}
+
+
+def test_a_stopped_teacher_is_that_of_its_best_epoch(lab: Any, recipe: Recipe) -> None:
+    stopped = replace(recipe, anchor=lab.anchor(**STOPPED))
+    whole = train_teacher(stopped, _place(lab, "whole"))
+    assert (whole.epochs, whole.best_epoch) == (12, 9) or whole.epochs == whole.best_epoch + 3 < 12
+    # The same training, as long as that epoch, and without an early end.
+    short = lab.anchor(**{**STOPPED, "schedule__epochs": whole.best_epoch, "stopping__patience": 0})
+    other = train_teacher(replace(recipe, anchor=short), _place(lab, "short"))
+    assert (other.sha256, other.accuracy, other.best_epoch) == (whole.sha256, whole.accuracy, None)
+    for steps in (1, whole.best_epoch * lab.steps, whole.epochs * lab.steps - 1):
+        with pytest.raises(Interrupted):
+            train_teacher(stopped, _place(lab, f"cut{steps}", should_stop=lab.stop_after(steps)))
+        assert train_teacher(stopped, _place(lab, f"cut{steps}")).sha256 == whole.sha256
+
+
+def test_pretrained_weights_come_from_the_backbone(lab: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def build_pretrained(backbone: Backbone, classes: int, channels: int) -> Network:
+        asked.append((backbone.name, classes, channels))
+        network = backbone.build(classes, channels)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(0.75)
+        return network
+
+    monkeypatch.setattr(Backbone, "build_pretrained", build_pretrained, raising=False)
+    backbone = lab.place.registry.backbones["resnet8_w4"]
+    random, mine = (list(new_network(backbone, 10, 1, 0, pretrained=p).parameters()) for p in (False, True))
+    for a, b in zip(random, mine, strict=True):
+        torch.testing.assert_close(a * 0.75, b)
+    asked.clear()
+    protocol = recipe.anchor.model_copy(update={"pretrained": True})
+    tuned = train_teacher(replace(recipe, anchor=protocol), _place(lab, "tuned"))
+    assert asked == [("resnet8_w4", 10, 1)]
+    scratch = replace(recipe, anchor=from_scratch(protocol))
+    assert scratch.name == "resnet8_w4-small-scratch-v1-seed0"
+    untuned = train_teacher(scratch, _place(lab, "tuned"))
+    assert (untuned.name, len(asked)) == (scratch.name, 1)
+    assert untuned.sha256 == train_teacher(recipe, _place(lab, "plain")).sha256 != tuned.sha256
+    assert len({m.recipe_sha256 for m in (tuned, untuned)}) == 2
+
+
+def test_a_backbone_without_pretrained_weights_is_refused_before_data_are_read(
+    lab: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = recipe.anchor.model_copy(update={"pretrained": True})
+    monkeypatch.setattr(teachers, "train_cohort", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(ConfigError) as caught:
+        train_teacher(replace(recipe, anchor=protocol), _place(lab, "teachers"))
+    assert str(caught.value) == (
+        "backbone 'resnet8_w4' has no pretrained weights; add --scratch, or bring a teacher with kdbench teacher import"
+    )
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_checkpointing_reaches_the_network(lab: Any, *, on: bool) -> None:
+    anchor = lab.anchor(step__checkpointing=on, schedule__epochs=1)
+    assert lab.train([lab.spec("student", anchor=anchor)], "runs")[0].lane.student.checkpointing is on
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, PREDICTIONS, MANIFEST])

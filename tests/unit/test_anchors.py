@@ -37,6 +37,11 @@ FAIR_BASELINE = {
     "schedule.min_lr": 1e-5,
     "schedule.milestones": (),
     "schedule.gamma": 0.1,
+    "schedule.period": 0,
+    "schedule.multiplier": 1,
+    "schedule.restart_factor": 1.0,
+    "schedule.plateau_factor": 0.5,
+    "schedule.plateau_patience": 5,
     "data.batch_size": 128,
     "data.validation_fraction": 0.1,
     "data.crop_padding": 4,
@@ -49,10 +54,14 @@ FAIR_BASELINE = {
     "step.grad_clip_norm": 1.0,
     "step.accumulate": 1,
     "step.ema_decay": 0.0,
+    "step.checkpointing": False,
     "freezing.use_partial_freeze": False,
     "freezing.student_freeze_bn": False,
     "evaluation.every": 1,
     "evaluation.batch_size": 500,
+    "stopping.patience": 0,
+    "stopping.min_delta": 0.0,
+    "pretrained": False,
 }
 # The field's protocol (RepDistiller's column of the table): 0-based milestones, so epoch 151 is the first slower one.
 CRD = FAIR_BASELINE | {

@@ -12,9 +12,10 @@ import pytest
 from kdbench.datasets.base import Dataset, DatasetInfo, Split
 from kdbench.errors import ConfigError, PluginError, ProblemList
 from kdbench.method import Batch, Losses, Method, Options
-from kdbench.plan import Plan, Request, make_plan, teacher_cell
+from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import Registry
 from kdbench.spec import RunSpec
+from kdbench.teacher_plan import TeacherRequest, teacher_cell
 from kdbench.types import Deviation, PairInfo, Source, StageShape
 
 SMOKE = Request(methods=("vanilla_kd",), pairs=("tiny",), seeds=(0,), anchor="fair_baseline_smoke")
@@ -351,8 +352,9 @@ def test_hash_follows_options(registry: Registry) -> None:
 
 
 def test_a_teacher_cell_is_checked_as_well(registry: Registry) -> None:
-    reference, anchor = teacher_cell("resnet14_w8", "digits", 5, "crd_smoke", registry, Path("data"))
+    request = TeacherRequest("resnet14_w8", "digits", 5, anchor="crd_smoke")
+    reference, anchor = teacher_cell(request, registry)
     assert (reference.label, anchor.name) == ("digits-5pc", "crd_smoke")
     with pytest.raises(ProblemList) as caught:
-        teacher_cell("resnet13", "digit", None, "crdd", registry, Path("data"))
+        teacher_cell(TeacherRequest("resnet13", "digit", anchor="crdd"), registry)
     assert len(caught.value.problems) == 3
