@@ -89,9 +89,9 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
         store.renew(todo)
         missing = missing_teachers(todo, TeacherStore(order.settings.teachers))
         if missing and not order.train_teachers:
+            names = ", ".join(f"{recipe.name} for {recipe.dataset.label}" for recipe in missing)
             raise ConfigError(
-                f"teachers missing: {', '.join(recipe.name for recipe in missing)}; leave out --no-train-teachers, or "
-                f"make them with kdbench teacher train"
+                f"teachers missing: {names}; leave out --no-train-teachers, or make them with kdbench teacher train"
             )
         _run_all([teacher_job(recipe, order.anchor) for recipe in missing], order, engine)
         _run_all(cohort_jobs(todo, order.settings.store, order.lanes), order, engine)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from commandline import failure, installed, kdbench, write_plugin
 
-from kdbench.registry import Registry, Table, load
+from kdbench.registry import Registry, load
 
 KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes")
 
@@ -105,7 +105,7 @@ HEAVY = """
 import torch
 from torch import nn
 import kdbench
-from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.types import Source
 
 class Tokens(Network):
@@ -128,7 +128,7 @@ class Tokens(Network):
 
 @kdbench.hookimpl
 def kdbench_backbones():
-    return [Backbone("heavy", "mine", Tokens, Source("A Title", 2020, "https://a.b"), min_size=8, multiple_of=4)]
+    return [Backbone("heavy", "mine", by_channels(Tokens), Source("A Title", 2020, "https://a.b"), min_size=8, multiple_of=4)]
 """
 
 
@@ -150,16 +150,13 @@ def test_show_a_backbone_that_no_memory_would_hold(tmp_path: Path) -> None:
     ]
 
 
-def test_a_name_of_a_library_is_answered_by_the_table_of_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may know names that it does not list."""
-    known = Table.__getitem__
-
-    def found(table: Table[object], name: str) -> object:
-        return known(table, name.removeprefix("library:"))
-
-    monkeypatch.setattr(Table, "__getitem__", found)
-    assert kdbench("show", "library:vgg8").out == kdbench("show", "vgg8").out
-    assert failure("show", "library:vgg88").startswith("unknown backbone 'vgg88'. Did you mean 'vgg8'?")
+def test_show_a_model_of_a_library() -> None:
+    lines = kdbench("show", "torchvision:resnet18").out.splitlines()
+    # The library's 11,689,512 with 100 classes, and a first convolution of 3x3.
+    assert lines[1].startswith(f"at 3x32x32, 100 classes: {11_689_512 - 900 * 513 - 64 * 3 * 40:,} parameters, ")
+    assert "stages (maps CxHxW) 64x32x32, 64x32x32, 128x16x16, 256x8x8, 512x4x4" in lines
+    message = failure("show", "torchvision:resnet180")
+    assert message.startswith("unknown backbone 'torchvision:resnet180'. Did you mean 'torchvision:resnet18'?")
 
 
 def test_show_refuses_a_size_the_backbone_cannot_take() -> None:

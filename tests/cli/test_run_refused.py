@@ -74,8 +74,8 @@ def test_missing_teachers_are_named_when_they_may_not_be_trained(tmp_path: Path)
     place = Place(tmp_path)
     message = failure("run", *place.cells(METHODS, 2), *ONE_PROCESS, "--no-train-teachers")
     assert message == (
-        "teachers missing: resnet14_w8-proto-v3-seed0; leave out --no-train-teachers, or make them with kdbench "
-        "teacher train"
+        "teachers missing: resnet14_w8-proto-v3-seed0 for digits-20pc; leave out --no-train-teachers, or make them "
+        "with kdbench teacher train"
     )
     assert not place.teachers.exists()
     assert not list(place.runs.rglob("record.json"))

@@ -102,25 +102,26 @@ def test_a_stopped_teacher_is_that_of_its_best_epoch(lab: Any, recipe: Recipe) -
 
 
 def test_pretrained_weights_come_from_the_backbone(lab: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int, int]] = []
+    asked: list[tuple[int, StageShape]] = []
+    backbone: Backbone = lab.place.registry.backbones["resnet8_w4"]
 
-    def build_pretrained(backbone: Backbone, classes: int, channels: int) -> Network:
-        asked.append((backbone.name, classes, channels))
-        network = backbone.build(classes, channels)
+    def build_pretrained(classes: int, image: StageShape) -> Network:
+        asked.append((classes, image))
+        network = backbone.build(classes, image)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(0.75)
         return network
 
-    monkeypatch.setattr(Backbone, "build_pretrained", build_pretrained, raising=False)
-    backbone = lab.place.registry.backbones["resnet8_w4"]
-    random, mine = (list(new_network(backbone, 10, 1, 0, pretrained=p).parameters()) for p in (False, True))
+    monkeypatch.setitem(vars(backbone), "build_pretrained", build_pretrained)
+    image = StageShape((1, 8, 8))
+    random, mine = (list(new_network(backbone, 10, image, 0, pretrained=p).parameters()) for p in (False, True))
     for a, b in zip(random, mine, strict=True):
         torch.testing.assert_close(a * 0.75, b)
     asked.clear()
     protocol = recipe.anchor.model_copy(update={"pretrained": True})
     tuned = train_teacher(replace(recipe, anchor=protocol), _place(lab, "tuned"))
-    assert asked == [("resnet8_w4", 10, 1)]
+    assert asked == [(10, image)]
     scratch = replace(recipe, anchor=from_scratch(protocol))
     assert scratch.name == "resnet8_w4-small-scratch-v1-seed0"
     untuned = train_teacher(scratch, _place(lab, "tuned"))
