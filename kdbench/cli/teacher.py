@@ -37,7 +37,9 @@ def teacher_command() -> None:
     metavar="NAME|FILE",
     help=f"How to train it [default: the registered recipe of backbone and dataset, else anchor {DEFAULT_ANCHOR}].",
 )
-@click.option("--anchor", metavar="NAME|FILE", help="Protocol, instead of a recipe: what runs under it are taught by.")
+@click.option(
+    "--anchor", metavar="NAME|FILE", help="Protocol instead of a recipe; runs under it find this teacher by themselves."
+)
 @click.option("--scratch", is_flag=True, help="Start from random weights where the recipe takes pretrained ones.")
 @apply(per_class_option, _place, events_option)
 @click.pass_obj
