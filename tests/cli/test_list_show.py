@@ -128,7 +128,8 @@ class Tokens(Network):
 
 @kdbench.hookimpl
 def kdbench_backbones():
-    return [Backbone("heavy", "mine", by_channels(Tokens), Source("A Title", 2020, "https://a.b"), min_size=8, multiple_of=4)]
+    source = Source("A Title", 2020, "https://a.b")
+    return [Backbone("heavy", "mine", by_channels(Tokens), source, min_size=8, multiple_of=4)]
 """
 
 
