@@ -1,0 +1,58 @@
+"""Peak memory of the largest networks on a CPU, each case in a process of its own: ``python large_networks.py CASE``.
+
+Cases: ``step`` is one training step of pair r152_mbv2 at 32x32 and batch 128, teachers' passes included; the others
+are the name of a backbone, built with random weights and run forward on one image.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+from kdbench.registry import load
+from kdbench.training.networks import TeacherPass, new_network
+from kdbench.training.precision import autocast
+from kdbench.types import StageShape, Taps
+
+IMAGE = StageShape((3, 32, 32))
+BATCH = 128
+
+
+def step() -> None:
+    """Train one step as a run under bf16 does."""
+    registry, device = load(), torch.device("cpu")
+    pair = registry.pairs["r152_mbv2"]
+    images = torch.rand(BATCH, *IMAGE.dims)
+    teachers = [new_network(registry.backbones[name], 100, IMAGE, 0).eval() for name in pair.teachers]
+    student = new_network(registry.backbones[pair.student], 100, IMAGE, 0).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    targets = TeacherPass(teachers, [Taps()] * len(teachers), "bf16", device)(images)
+    with autocast("bf16", device):
+        logits = student(images).logits
+    loss = sum((logits.float() - target.logits).square().mean() for target in targets)
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+    optimizer.step()
+
+
+def forward(name: str) -> None:
+    """Build a backbone and run it on one image."""
+    backbone = load().backbones[name]
+    network = backbone.build(100, IMAGE).eval()
+    with torch.no_grad():
+        features = network(torch.rand(1, *IMAGE.dims), Taps("all"))
+    found = tuple(StageShape(tuple(stage.shape[1:])) for stage in features.stages)
+    assert found == backbone.info(100, IMAGE).stages
+
+
+def main() -> None:
+    """Run the case of the command line and print the process's peak memory in GiB."""
+    case = sys.argv[1]
+    step() if case == "step" else forward(case)
+    print(f"{case}: peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
