@@ -60,6 +60,19 @@ class TimmNetwork(Network):
         self.embedding_dim = int(self.head.in_features)
 
     @property
+    def checkpointing(self) -> bool:
+        """Never: timm's own checkpointing would count every batch twice in BatchNorm's statistics."""
+        return False
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        if wanted:
+            raise ConfigError(
+                "step.checkpointing: models of timm cannot recompute their activations without changing results; "
+                "set it to false, or take a backbone of another family"
+            )
+
+    @property
     def head(self) -> nn.Linear:  # type: ignore[override]
         """The linear classifier."""
         found = self.model.get_classifier()

@@ -54,6 +54,7 @@ def run_command(
     if dry_run:
         print_plan(plan, asked, state.registry(), threads, measure=measure)
         return
+    _fetch_weights(plan, asked, state)
     settings = Settings(
         store=asked.out,
         teachers=asked.teachers,
@@ -78,6 +79,18 @@ def run_command(
         click.echo(f"failed {record.run_id}: {record.reason}", err=True)
     if failed:
         raise SystemExit(4)
+
+
+def _fetch_weights(plan: Any, asked: Any, state: State) -> None:
+    """Bring the published weights that students of unfinished runs start from, before anything is trained."""
+    from kdbench.store import RunStore
+    from kdbench.training.networks import pretrained_build
+
+    store, backbones = RunStore(asked.out), state.registry().backbones
+    for pair in {spec.pair for spec in plan.runs if store.folder(spec.run_id).peek() is None}:
+        info = plan.infos[pair]
+        if (backbone := backbones[info.student.name]).pretrained:
+            pretrained_build(backbone)(info.student.classes, info.image)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import METHODS, Place, failure, kdbench, snapshot
+from commandline import METHODS, Place, failure, installed, kdbench, snapshot, write_plugin
 
 from kdbench.store import RunFolder
 
@@ -125,3 +125,36 @@ def test_a_half_written_record_is_set_aside_and_the_run_made_again(place: Place,
     assert outcome.code == 0, outcome
     assert place.record("student")["accuracy"] == finished.record("student")["accuracy"]
     assert path.with_name("record.json.corrupt").stat().st_size == 200
+
+
+PRETRAINED_PAIR = """
+from pathlib import Path
+import kdbench
+
+@kdbench.hookimpl
+def kdbench_pairs():
+    return [Path(__file__).with_name("tuned.yaml")]
+"""
+
+
+def test_published_weights_are_fetched_before_any_teacher_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_args: object, **_more: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    site = write_plugin(tmp_path / "site", "tuned_pairs", PRETRAINED_PAIR)
+    (site / "tuned.yaml").write_text(
+        "name: tuned\nstudent: torchvision:resnet18:pretrained\nteachers: [resnet8_w4]\ndataset: digits\n",
+        encoding="utf-8",
+    )
+    place = Place(tmp_path / "place")
+    words = place.cells("vanilla_kd", 1)
+    words[words.index("--pair") + 1] = "tuned"
+    with installed(site):
+        message = failure("run", *words, *ONE_PROCESS)
+    assert message.startswith("backbone 'torchvision:resnet18': its published weights ResNet18_Weights.IMAGENET1K_V1")
+    assert "no route to host" in message
+    assert not place.teachers.exists()

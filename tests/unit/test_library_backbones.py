@@ -211,6 +211,22 @@ def test_checkpointing_changes_no_bit(name: str, registry: Registry) -> None:
     assert saving[3] < 0.5 * plain[3]
 
 
+def test_timm_networks_refuse_checkpointing() -> None:
+    network = timm_models.build("resnet10t", 7, SMALL)
+    network.checkpointing = False
+    with pytest.raises(ConfigError, match=r"step\.checkpointing: models of timm cannot recompute"):
+        network.checkpointing = True
+
+
+def test_published_weights_of_timm_that_cannot_be_had(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"timm:convnext_small'.*--scratch.*teacher import"):
+        new_network(registry.backbones["convnext_s"], 7, SMALL, seed=0, pretrained=True)
+
+
 def test_published_weights_come_from_the_cache(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
