@@ -42,7 +42,7 @@ EXAMPLES = (
     "timm:mobilenetv3_small_050",
 )
 BACKBONES = registered()
-LARGE = 100_000_000  # parameters above which a test may hold one network only
+LARGE = 100_000_000  # parameters above which a pass at the native size costs minutes and gigabytes
 
 
 def allowed_size(backbone: Backbone, at_least: int) -> int:
@@ -132,6 +132,21 @@ def test_stages_at_the_native_size(backbone: Backbone) -> None:
         assert less.channels == more.channels
         assert less.is_map == more.is_map
         assert less.height <= more.height
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["32x32", "native"])
+def test_a_real_pass(backbone: Backbone, native: bool, no_grad: None) -> None:
+    """One image through a network built for its size; the largest, whose shapes are counted above, at 32x32 only."""
+    size = allowed_size(backbone, backbone.native_size if native else 32)
+    image = StageShape((3, size, size))
+    info = backbone.info(CLASSES, image)
+    if native and info.parameters > LARGE:
+        assert backbone.native_size >= 224
+        return
+    torch.manual_seed(0)
+    features = backbone.build(CLASSES, image).eval()(torch.rand(1, 3, size, size), Taps("all", embedding=True))
+    assert tuple(StageShape(tuple(stage.shape[1:])) for stage in features.stages) == info.stages
+    assert all(value.isfinite().all() for value in (features.logits, features.embedding, *features.stages))
 
 
 def test_taps_do_not_change_the_logits(backbone: Backbone, settled: Network, no_grad: None) -> None:
