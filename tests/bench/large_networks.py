@@ -6,12 +6,12 @@ are the name of a backbone, built with random weights and run forward on one ima
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
 
 from kdbench.registry import load
+from kdbench.training.environment import Machine
 from kdbench.training.networks import TeacherPass, new_network
 from kdbench.training.precision import autocast
 from kdbench.types import StageShape, Taps
@@ -51,7 +51,8 @@ def main() -> None:
     """Run the case of the command line and print the process's peak memory in GiB."""
     case = sys.argv[1]
     step() if case == "step" else forward(case)
-    print(f"{case}: peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    peak = Machine(torch.device("cpu"), torch.get_num_threads()).peak_memory()
+    print(f"{case}: peak memory {peak / 2**30:.2f} GiB")
 
 
 if __name__ == "__main__":

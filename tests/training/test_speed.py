@@ -217,6 +217,15 @@ print(expected - base, machine.peak_memory() - base)
 """
 
 
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    held = torch.ones(3 * 2**27)  # 1.5 GiB, touched
+    code = "from kdbench.training.environment import set_up; print(set_up('cpu', 1).peak_memory())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(held[-1]) == 1
+    assert 2**26 < int(done.stdout) < 2**30
+
+
 def test_memory_in_training_is_about_what_was_counted() -> None:
     """Half a gibibyte of activations in a process of its own, so that nothing else's peak is seen."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
