@@ -83,11 +83,12 @@ def run_command(
 
 def _fetch_weights(plan: Any, asked: Any, state: State) -> None:
     """Bring the published weights that students of unfinished runs start from, before anything is trained."""
-    from kdbench.store import RunStore
+    from kdbench.store import RECORD, RunStore
     from kdbench.training.networks import pretrained_build
 
     store, backbones = RunStore(asked.out), state.registry().backbones
-    for pair in {spec.pair for spec in plan.runs if store.folder(spec.run_id).peek() is None}:
+    # Whether there is a record, not what it says: a damaged one is the worker's to set aside.
+    for pair in {spec.pair for spec in plan.runs if not (store.folder(spec.run_id).path / RECORD).exists()}:
         info = plan.infos[pair]
         if (backbone := backbones[info.student.name]).pretrained:
             pretrained_build(backbone)(info.student.classes, info.image)
