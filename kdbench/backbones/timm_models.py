@@ -253,4 +253,4 @@ def open_model(argument: str) -> Backbone:
 @hookimpl
 def kdbench_backbones() -> list[Library]:
     """Return timm as a library."""
-    return [Library(LIBRARY, open_model, "every model of timm, e.g. timm:vit_tiny_patch16_224")]
+    return [Library(LIBRARY, open_model, "timm's models, e.g. timm:vit_tiny_patch16_224")]
