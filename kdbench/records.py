@@ -86,7 +86,10 @@ class Attempt(Section):
 
 
 class EpochReport(Section):
-    """One finished epoch. Losses are unweighted means over its images, null if not finite; accuracies in percent."""
+    """One finished epoch. Losses are unweighted means over its images, null if not finite; accuracies in percent.
+
+    ``metrics`` are the method's own: means over the images, or what it found out at the end of the epoch.
+    """
 
     run_id: str
     phase: str
@@ -94,6 +97,7 @@ class EpochReport(Section):
     epochs: int
     learning_rate: float
     losses: dict[str, float | None]
+    metrics: dict[str, float | str | None] = Field(default_factory=dict)
     train_accuracy: float | None = None
     validation_accuracy: float | None = None
     test_accuracy: float | None = None
