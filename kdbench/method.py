@@ -63,11 +63,12 @@ class Mix:
 
 @dataclass(frozen=True)
 class LossProtocol:
-    """The anchor's loss settings as they hold for one method and epoch."""
+    """The anchor's loss settings as they hold for one method and epoch; ``base_tau`` is its tau without a schedule."""
 
     ce_weight: float
     kd_weight: float
     tau: float
+    base_tau: float = 4.0
     label_smoothing: float = 0.0
     kd_target: str = "avg"
     teacher_index: int = 0

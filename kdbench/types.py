@@ -196,10 +196,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a loss: ``value`` is the raw scalar, the trainer adds ``weight * value``."""
+    """One part of a loss: ``value`` is the raw scalar, the trainer adds ``weight * value``.
+
+    A weight that depends on the batch is a tensor without gradient, so that nothing waits for the device.
+    """
 
     value: Tensor
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
 
 
 @dataclass(frozen=True)

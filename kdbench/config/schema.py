@@ -97,8 +97,13 @@ class Loss(Section):
     )
     tau: Positive = Field(4.0, description="temperature of the KD term")
     tau_schedule: tuple[Positive, Positive] | None = Field(
-        None, description="[first, last] temperature, linear over the epochs; replaces tau"
+        None, description="[first, last] temperature, linear over the epochs of each phase; replaces tau"
     )
+    tau_start: Annotated[Positive | None, ADDED] = Field(
+        None, description="first temperature of a course over all the student's epochs; replaces tau"
+    )
+    tau_end: Annotated[Positive | None, ADDED] = Field(None, description="where it ends; null = tau_start")
+    tau_decay_power: Annotated[Positive, ADDED] = Field(1.0, description="power of the share that is left; 1 = linear")
     ce_label_smoothing: Fraction = Field(0.0, description="label smoothing of the supervised term")
 
 
