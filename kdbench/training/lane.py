@@ -163,6 +163,7 @@ class Lane:
             phase=self.phase.name,
             epoch=self.position.epoch,
             epochs=self.epochs,
+            number=len(self.history),
             learning_rate=self.rate(),
             losses={name: value if math.isfinite(value) else None for name, value in means.items()},
             train_accuracy=None if accuracy is None else 100 * accuracy,
