@@ -60,7 +60,7 @@ class Board:
 
     def write(self, run_id: str, values: dict[str, float | str | None], step: int, start: int | None) -> None:
         """Write values of a run, into a new file after a restart or an error."""
-        if run_id not in self.files:
+        if run_id not in self.files or (start is not None and start < self.steps[run_id]):
             self.files[run_id] = EventFile(self.root / run_id, start)
         try:
             self.files[run_id].write(values, step)
