@@ -172,6 +172,44 @@ def test_workers_that_start_together_share_an_experiment(store: Callable[[], lis
     assert sorted(run.info.run_name for run in store()) == [RUN, OTHER]
 
 
+def train(place: Path) -> list[EpochReport]:
+    """Train a run on the command line, with the plugin as pip would install it; return its epochs."""
+    about = place / "site" / "kdbench_mlflow-0.1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kdbench-mlflow\nVersion: 0.1.0\n", encoding="utf-8")
+    (about / "entry_points.txt").write_text("[kdbench]\nmlflow = kdbench_mlflow\n", encoding="utf-8")
+    path = os.pathsep.join([str(place / "site"), str(Path(plugin.__file__).parent), *filter(None, sys.path)])
+    run_id = "fair_baseline_smoke-v1/digits/tiny/student/seed0"
+    words = [
+        "run",
+        "--method",
+        "student",
+        "--pair",
+        "tiny",
+        "--seeds",
+        "1",
+        "--anchor",
+        "fair_baseline_smoke",
+        "--executor",
+        "inline",
+    ]
+    subprocess.run(
+        [sys.executable, "-W", "error", "-m", "kdbench", *words, "--threads", "1", "--out", place / "runs"],
+        check=True, timeout=120, cwd=place, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    lines = (place / "runs" / run_id / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [EpochReport.model_validate_json(line) for line in lines]
+
+
+def test_a_real_run(store: Callable[[], list[Run]], tmp_path: Path) -> None:
+    reports = train(tmp_path)
+    (run,) = store()
+    assert (run.info.run_name, run.info.status) == (reports[0].run_id, "FINISHED")
+    for name in ("losses.total", "test_accuracy", "learning_rate"):
+        assert curve(run, name.replace(".", "/")) == [(report.number, report.named()[name]) for report in reports]
+    assert run.data.metrics["final/accuracy.last"] == reports[-1].test_accuracy
+
+
 @pytest.mark.usefixtures("store")
 def test_trouble_costs_no_run_and_no_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mlruns").write_text("no folder", encoding="utf-8")

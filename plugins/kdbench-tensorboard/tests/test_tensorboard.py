@@ -166,6 +166,47 @@ def test_after_an_error_the_curve_goes_on(root: Path, monkeypatch: pytest.Monkey
     assert curves(root / RUN)["losses/ce"] == [(0, 2.0), (2, 0.0)]
 
 
+def train(place: Path) -> list[EpochReport]:
+    """Train a run on the command line, with the plugin as pip would install it; return its epochs."""
+    about = place / "site" / "kdbench_tensorboard-0.1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kdbench-tensorboard\nVersion: 0.1.0\n", encoding="utf-8"
+    )
+    (about / "entry_points.txt").write_text("[kdbench]\ntensorboard = kdbench_tensorboard\n", encoding="utf-8")
+    path = os.pathsep.join([str(place / "site"), str(Path(plugin.__file__).parent), *filter(None, sys.path)])
+    run_id = "fair_baseline_smoke-v1/digits/tiny/student/seed0"
+    words = [
+        "run",
+        "--method",
+        "student",
+        "--pair",
+        "tiny",
+        "--seeds",
+        "1",
+        "--anchor",
+        "fair_baseline_smoke",
+        "--executor",
+        "inline",
+    ]
+    subprocess.run(
+        [sys.executable, "-W", "error", "-m", "kdbench", *words, "--threads", "1", "--out", place / "runs"],
+        check=True, timeout=120, cwd=place, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    lines = (place / "runs" / run_id / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [EpochReport.model_validate_json(line) for line in lines]
+
+
+def test_a_real_run(root: Path, tmp_path: Path) -> None:
+    reports = train(tmp_path)
+    found = curves(root / reports[0].run_id)
+    for name in ("losses.total", "test_accuracy", "learning_rate"):
+        values = [report.named()[name] for report in reports]
+        assert [step for step, _ in found[name.replace(".", "/")]] == [0, 1]
+        assert [value for _, value in found[name.replace(".", "/")]] == pytest.approx(values)
+    assert [step for step, _ in found["final/accuracy.last"]] == [2]
+
+
 def test_trouble_costs_no_run(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     root.write_text("no folder", encoding="utf-8")
     plugins = registry.load() if installed() else registry.load(extra=[plugin])

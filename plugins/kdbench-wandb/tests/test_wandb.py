@@ -120,12 +120,18 @@ def _key(item: Any) -> str:
     return item.key or "/".join(item.nested_key)
 
 
+def ended(root: Path, run_id: str = RUN) -> Offline:
+    """Read a run when the service has written all of it, which is after ``finish`` returns."""
+    restart()
+    return Offline(root, run_id)
+
+
 def test_numbers_words_and_what_is_left_out(tmp_path: Path) -> None:
     metrics = {"gap": 0.25, "layer.1": 3.0, "chosen": "b", "none": None, "bad": float("nan")}
     plugin.kdbench_epoch_ended(report(0, phase="init", metrics=metrics))
     plugin.kdbench_epoch_ended(report(1, epoch=0))
     plugin.kdbench_run_finished(record(options={"beta": 2.0}))
-    found = Offline(tmp_path)
+    found = ended(tmp_path)
     start = found.start()
     assert (start.project, start.display_name, start.run_group) == ("tests", RUN, RUN.removesuffix("/seed0"))
     config = {item.key: json.loads(item.value_json) for item in start.config.update}
@@ -152,7 +158,7 @@ def test_runs_of_a_cohort_are_runs_of_their_own(tmp_path: Path) -> None:
             plugin.kdbench_epoch_ended(report(number, run_id, losses={"ce": loss + number}))
     plugin.kdbench_run_finished(record(OTHER, status="diverged", reason="it fell"))
     plugin.kdbench_run_finished(record())
-    one, two = Offline(tmp_path), Offline(tmp_path, OTHER)
+    one, two = ended(tmp_path), ended(tmp_path, OTHER)
     assert one.curve("losses/ce") == [(0, 1.0), (1, 2.0)]
     assert two.curve("losses/ce") == [(0, 2.0), (1, 3.0)]
     assert (one.exit_code(), two.exit_code()) == (0, 1)
@@ -167,9 +173,9 @@ def worker(*numbers: int, then: str = "") -> int:
         f"for n in {numbers}: p.kdbench_epoch_ended(t.report(n))\n{then}"
     )
     folders = [str(Path(__file__).parent), str(Path(plugin.__file__).parent)]
-    ended = subprocess.run([sys.executable, "-c", code, *folders], check=False, timeout=60, stdout=subprocess.PIPE)
-    assert ended.stdout == b"", "a worker's standard output belongs to kdbench"
-    return ended.returncode
+    done = subprocess.run([sys.executable, "-c", code, *folders], check=False, timeout=60, stdout=subprocess.PIPE)
+    assert done.stdout == b"", "a worker's standard output belongs to kdbench"
+    return done.returncode
 
 
 def wait_for(rows: int) -> None:
@@ -187,7 +193,7 @@ def test_a_run_goes_on_in_another_worker(tmp_path: Path) -> None:
     assert worker(2, 3) == 0
     plugin.kdbench_epoch_ended(report(4))
     plugin.kdbench_run_finished(record())
-    found = Offline(tmp_path)
+    found = ended(tmp_path)
     assert [found.curve("losses/ce", part) for part in range(3)] == [
         [(0, 2.0), (1, 1.0)],
         [(2, 0.0), (3, -1.0)],
@@ -200,8 +206,7 @@ def test_a_run_goes_on_in_another_worker(tmp_path: Path) -> None:
 def test_an_epoch_done_again_in_the_same_process_is_logged_once(tmp_path: Path) -> None:
     for number in (0, 1, 1, 2):
         plugin.kdbench_epoch_ended(report(number))
-    restart()
-    assert Offline(tmp_path).curve("losses/ce") == [(0, 2.0), (1, 1.0), (2, 0.0)]
+    assert ended(tmp_path).curve("losses/ce") == [(0, 2.0), (1, 1.0), (2, 0.0)]
 
 
 def test_only_a_run_from_the_start_replaces_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +226,32 @@ def test_only_a_run_from_the_start_replaces_an_older_one(monkeypatch: pytest.Mon
         plugin.kdbench_run_finished(record())
     assert asked == [(None, plugin.identifier(RUN)), *[("allow", plugin.identifier(RUN))] * 2]
     assert plugin.identifier(OTHER) != plugin.identifier(RUN)
+
+
+def train(place: Path) -> list[EpochReport]:
+    """Train a run in a worker of the command line, with the plugin as pip would install it; return its epochs."""
+    about = place / "site" / "kdbench_wandb-0.1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kdbench-wandb\nVersion: 0.1.0\n", encoding="utf-8")
+    (about / "entry_points.txt").write_text("[kdbench]\nwandb = kdbench_wandb\n", encoding="utf-8")
+    path = os.pathsep.join([str(place / "site"), str(Path(plugin.__file__).parent), *filter(None, sys.path)])
+    run_id = "fair_baseline_smoke-v1/digits/tiny/student/seed0"
+    words = ["run", "--method", "student", "--pair", "tiny", "--seeds", "1", "--anchor", "fair_baseline_smoke"]
+    subprocess.run(
+        [sys.executable, "-W", "error", "-m", "kdbench", *words, "--threads", "1", "--out", place / "runs"],
+        check=True, timeout=120, cwd=place, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    lines = (place / "runs" / run_id / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [EpochReport.model_validate_json(line) for line in lines]
+
+
+def test_a_real_run(tmp_path: Path) -> None:
+    reports = train(tmp_path)
+    found = Offline(tmp_path, reports[0].run_id)
+    for name in ("losses.total", "test_accuracy", "learning_rate"):
+        assert found.curve(name.replace(".", "/")) == [(report.number, report.named()[name]) for report in reports]
+    assert found.summary()["final/accuracy.last"] == reports[-1].test_accuracy
+    assert found.exit_code() == 0
 
 
 def test_trouble_costs_no_run_and_no_time(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
