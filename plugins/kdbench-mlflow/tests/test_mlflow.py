@@ -162,12 +162,12 @@ def test_a_run_from_the_start_is_a_new_one(store: Callable[[], list[Run]], ended
 
 def test_workers_that_start_together_share_an_experiment(store: Callable[[], list[Run]]) -> None:
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "import kdbench_mlflow as p; import test_mlflow as t\n"
-        "p.kdbench_epoch_ended(t.report(0, sys.argv[3]))"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import kdbench_mlflow as p; from kdbench.records import EpochReport\n"
+        "p.kdbench_epoch_ended(EpochReport.model_validate_json(sys.argv[2]))"
     )
-    folders = [str(Path(__file__).parent), str(Path(plugin.__file__).parent)]
-    workers = [subprocess.Popen([sys.executable, "-c", code, *folders, run_id]) for run_id in (RUN, OTHER)]
+    words = [sys.executable, "-c", code, str(Path(plugin.__file__).parent)]
+    workers = [subprocess.Popen([*words, report(0, run_id).model_dump_json()]) for run_id in (RUN, OTHER)]
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
     assert sorted(run.info.run_name for run in store()) == [RUN, OTHER]
 

@@ -229,14 +229,26 @@ def test_only_a_run_from_the_start_replaces_an_older_one(monkeypatch: pytest.Mon
 
 
 def train(place: Path) -> list[EpochReport]:
-    """Train a run in a worker of the command line, with the plugin as pip would install it; return its epochs."""
+    """Train a run on the command line, with the plugin as pip would install it; return its epochs."""
     about = place / "site" / "kdbench_wandb-0.1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kdbench-wandb\nVersion: 0.1.0\n", encoding="utf-8")
     (about / "entry_points.txt").write_text("[kdbench]\nwandb = kdbench_wandb\n", encoding="utf-8")
     path = os.pathsep.join([str(place / "site"), str(Path(plugin.__file__).parent), *filter(None, sys.path)])
     run_id = "fair_baseline_smoke-v1/digits/tiny/student/seed0"
-    words = ["run", "--method", "student", "--pair", "tiny", "--seeds", "1", "--anchor", "fair_baseline_smoke"]
+    words = [
+        "run",
+        "--method",
+        "student",
+        "--pair",
+        "tiny",
+        "--seeds",
+        "1",
+        "--anchor",
+        "fair_baseline_smoke",
+        "--executor",
+        "inline",
+    ]
     subprocess.run(
         [sys.executable, "-W", "error", "-m", "kdbench", *words, "--threads", "1", "--out", place / "runs"],
         check=True, timeout=120, cwd=place, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE,
