@@ -46,11 +46,13 @@ class Passes:
         student: Forward passes of the student over all epochs, views included.
         teacher: Forward passes of each teacher.
         inputs: Images the student sees at once for each one of the batch: itself and its views.
+        cautions: What the method wants the user to know before.
     """
 
     student: int
     teacher: int
     inputs: int = 1
+    cautions: tuple[str, ...] = ()
 
 
 class Extras:
@@ -145,20 +147,27 @@ class Rehearsal:
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
         ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
-        return Passes(ours, theirs, inputs)
+        return Passes(ours, theirs, inputs, tuple(method.cautions()))
 
     def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch) -> tuple[int, int]:
         """Try one step of a phase; return the epochs in which student and teachers run."""
         epochs = self.context.epochs if phase.epochs is None else phase.epochs
         if epochs == 0:
             return 0, 0  # left out in training, too
+        if phase.freeze is not None and phase.freeze.level >= 0 and not self.context.freezing:
+            raise Unsupported(
+                f"phase '{phase.name}' freezes parts of the student (level {phase.freeze.level}), but the anchor has "
+                "freezing.use_partial_freeze false; take an anchor that allows it"
+            )
         said = batch.student if phase.runs_student else Features(torch.empty(len(batch.images), 0))
         views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
-        batch = replace(batch, student=said, views=views)
+        mix = batch.mix if phase.mixes else None
+        batch = replace(batch, student=said, views=views, mix=mix, teachers=batch.teachers if phase.teachers else ())
         total((phase.losses or method.losses)(batch))
         with torch.no_grad():
             method.after_step(batch)
-        return epochs if phase.runs_student else 0, epochs if method.uses_teacher else 0
+        per_teacher = phase.own_forwards / max(1, len(self.teachers)) + (method.uses_teacher and phase.teachers)
+        return epochs if phase.runs_student else 0, round(epochs * per_teacher)
 
     def _deploy(self, method: AnyMethod, student: Network, images: Tensor) -> None:
         if type(method).deploy is Method.deploy:

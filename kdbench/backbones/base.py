@@ -222,6 +222,7 @@ class Backbone:
             embedding=features.embedding.shape[1],
             classes=num_classes,
             parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            pretrained=self.pretrained,
         )
 
 
