@@ -110,7 +110,7 @@ def apply(network: Network, policy: FreezeLevel) -> TensorCount:
         if isinstance(module, _BatchNorm):
             # Adapters start from random weights: their statistics must be allowed to move.
             kept = policy.keeps_statistics and not lies_in(name, division.always)
-            module.train(network.training and not kept)
+            module.training = network.training and not kept  # alone: some hold an activation or dropout
     return count(network)
 
 

@@ -1,4 +1,4 @@
-"""Freeze levels: the names and numbers of trainable tensors of a library's plain models, at each level and BN policy."""
+"""Freeze levels: names and numbers of the tensors of a library's plain models that train, at each level."""
 
 from __future__ import annotations
 
