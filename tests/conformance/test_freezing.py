@@ -143,6 +143,31 @@ def test_the_deepest_blocks(name: str) -> None:
     assert tuple(found) == DEEPEST[name]
 
 
+# Blocks of timm's models, by how they list their features.
+LISTED = {
+    # One module of the network for each feature.
+    "timm:resnet18": "conv1 bn1 | layer1 | layer2 | layer3 | layer4",
+    # Some members of one sequence, in which each is a block.
+    "timm:mobilenetv3_small_050": "conv_stem bn1 | blocks.0 | blocks.1 | blocks.2 | blocks.3 | blocks.4 | blocks.5",
+    # Members of a sequence of single layers: a block ends with each that is listed.
+    "timm:vgg11_bn": "features.0 features.1 | features.4 features.5 | "
+    "features.8 features.9 features.11 features.12 | features.15 features.16 features.18 features.19 | "
+    "features.22 features.23 features.25 features.26",
+    # Layers deep inside of blocks, which are not torn apart.
+    "timm:legacy_xception": "conv1 bn1 conv2 bn2 | block1 block2 | block3 | block4 block5 block6 block7 block8 block9 "
+    "block10 block11 block12 | conv3 bn3 conv4 bn4",
+    # A column.
+    "timm:mixer_s16_224": "stem | blocks.0 blocks.1 | blocks.2 blocks.3 | blocks.4 blocks.5 | blocks.6 blocks.7",
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_blocks_follow_from_what_timm_lists(name: str) -> None:
+    with torch.device("meta"):
+        blocks = backbone(name).build(7, StageShape((3, 64, 64))).freeze_blocks()
+    assert " | ".join(" ".join(part.removeprefix("model.") for part in block) for block in blocks) == LISTED[name]
+
+
 def test_no_family_is_left_out() -> None:
     families = {found.family for found in REGISTRY.backbones.as_mapping().values() if isinstance(found, Backbone)}
     assert {backbone(name).family for name in DEEPEST} == families
