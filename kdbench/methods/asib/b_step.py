@@ -122,9 +122,8 @@ def b_step_terms(
         "kd_alpha_eff": constant(alpha, cw),
         "tau": constant(protocol.tau, cw),
     }
-    return BStep(
-        bounded.terms, metrics, {"kd_scale_mean": clamped}, target, weights, cw, bounded.before, synergy
-    )  # fmt: skip
+    means_of = {"kd_scale_mean": clamped}  # the mean over batches that were scaled down
+    return BStep(bounded.terms, metrics, means_of, target, weights, cw, bounded.before, synergy)
 
 
 def _synergy(inputs: BInputs, options: ASIBOptions, bridge: nn.Module | None, head: nn.Module | None) -> Synergy:

@@ -111,9 +111,7 @@ def normalise(features: Tensor, how: FeatureNorm) -> Tensor:
         return F.normalize(wide(features), dim=-1)
     if how == "layernorm":
         return F.layer_norm(wide(features), features.shape[-1:])
-    raise ValueError(
-        f"ib_mbm_feature_norm - '{how}' is unknown - allowed are l2, layernorm and none - write one of them"
-    )
+    raise ValueError(f"ib_mbm_feature_norm - '{how}' is unknown - allowed are l2, layernorm, none - write one of them")
 
 
 def ask(bridge: nn.Module, query: Tensor, tokens: Tensor, how: FeatureNorm, *, noise: Tensor | None) -> Bottleneck:
@@ -145,5 +143,5 @@ def ib_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def certainty(logvar: Tensor) -> Tensor:
-    """Return how certain the bottleneck is of each sample (N,): the mean precision exp(-logvar) over the code (N, D)."""
+    """Return how certain the bottleneck is of each sample (N,): the mean precision of its code, exp(-logvar) (N, D)."""
     return torch.exp(-wide(logvar)).mean(1)

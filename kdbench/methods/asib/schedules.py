@@ -46,7 +46,7 @@ def beta(options: ASIBOptions, g: int) -> float:
 
 
 def poly(first: float, last: float, epoch: int, epochs: int, power: float = 1.0) -> float:
-    """Return the temperature of an epoch on a polynomial course from ``first`` to ``last``, which ``epochs`` reaches."""
+    """Return an epoch's temperature on a polynomial course from ``first`` to ``last``, where ``epochs`` ends it."""
     return float(last + (first - last) * (1 - min(epoch / max(1, epochs), 1)) ** power)
 
 
@@ -67,7 +67,11 @@ def tau_in_a(
     Args:
         a: A-Step epochs before this one.
         epochs: A-Step epochs of all stages together.
-        tau, tau_schedule, tau_start, tau_end, tau_decay_power: The configuration's keys; None = not set.
+        tau: The configuration's key, as all that follow; None = not set.
+        tau_schedule: First and last temperature.
+        tau_start: First temperature.
+        tau_end: Last temperature; None = ``tau_start``.
+        tau_decay_power: Power of the share that is left.
 
     Source:
         Specification of the ASIB benchmark, 4.2, tau_A.

@@ -100,7 +100,7 @@ def make_target(
     if how == "auto":
         return _towards("weighted_conf", student, teachers_target(teachers, "weighted_conf", options, p), p.tau)
     raise ValueError(
-        f"kd_target - '{how}' is unknown - allowed are teacher, avg, weighted_conf, synergy and auto - write one of them"
+        f"kd_target - '{how}' is unknown - allowed are teacher, avg, weighted_conf, synergy, auto - write one of them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights of samples: how certain the bottleneck is of each, and whether the teachers disagree on it (2.2, 3.5, 7.3)."""
+"""Weights of samples: how certain the bottleneck is of each, whether the teachers disagree on it (2.2, 3.5, 7.3)."""
 
 from __future__ import annotations
 
