@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.freezing import trainable_names
 from kdbench.config.schema import Anchor
 from kdbench.errors import PluginError, Unsupported
 from kdbench.evaluation import logits_of
@@ -143,13 +144,13 @@ class Rehearsal:
             protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs, [b.name for b in self.teachers]),
             mix=Mix(labels[:count].flip(0), 0.7) if data.mixup_alpha or data.cutmix_alpha else None,
         )
-        epochs = [self._rehearse(method, phase, batch) for phase in checked_phases(method)]
+        epochs = [self._rehearse(method, phase, batch, student) for phase in checked_phases(method)]
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
         ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
         return Passes(ours, theirs, inputs, tuple(method.cautions()))
 
-    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch) -> tuple[int, int]:
+    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch, student: Network) -> tuple[int, int]:
         """Try one step of a phase; return the epochs in which student and teachers run."""
         epochs = self.context.epochs if phase.epochs is None else phase.epochs
         if epochs == 0:
@@ -159,6 +160,8 @@ class Rehearsal:
                 f"phase '{phase.name}' freezes parts of the student (level {phase.freeze.level}), but the anchor has "
                 "freezing.use_partial_freeze false; take an anchor that allows it"
             )
+        if phase.freeze is not None:
+            trainable_names(student, student.freeze_division(), phase.freeze)  # a level beyond its blocks is refused
         said = batch.student if phase.runs_student else Features(torch.empty(len(batch.images), 0))
         views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
         mix = batch.mix if phase.mixes else None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Network
-from kdbench.backbones.freezing import FreezeLevel, apply_freezing
+from kdbench.backbones import freezing
+from kdbench.backbones.freezing import FreezeLevel
 from kdbench.evaluation import evaluate
 from kdbench.method import (
     AnyMethod,
@@ -140,7 +141,7 @@ class Lane(Course):
         self.student.train(self.phase.student == "train")
         self.method.train()
         if any(phase.freeze for phase in self.phases):
-            apply_freezing(self.student, self.phase.freeze or FreezeLevel())
+            freezing.apply(self.student, self.phase.freeze or FreezeLevel())
 
     def end_epoch(self, onlooker: Onlooker, test_accuracy: float | None) -> EpochReport:
         """Report the epoch and step to the next one; a non-finite loss ends the lane as diverged."""
