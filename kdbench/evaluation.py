@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.datasets.base import Source, Split
+from kdbench.modes import evaluating
 from kdbench.types import Features
 
 ECE_BINS = 15
@@ -86,19 +85,6 @@ class Predictions:
 def logits_of(output: Features | Tensor) -> Tensor:
     """Return the logits (N, C) of what a network or deployed module returned."""
     return output.logits if isinstance(output, Features) else output
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in eval mode and give each part its own mode back."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from kdbench import registry
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
-from kdbench.evaluation import evaluating
 from kdbench.method import AnyMethod, Batch, Interlude, Losses, Mix, Options, Phase, Setup, Viewed, total, trainable
+from kdbench.modes import evaluating
 from kdbench.options import apply_deviations, deviations_of
 from kdbench.schedule import loss_protocol
 from kdbench.seeds import stream

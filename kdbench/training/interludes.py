@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from kdbench.evaluation import evaluating
 from kdbench.method import Batch, Interlude
+from kdbench.modes import evaluating
 from kdbench.seeds import stream
 from kdbench.training.inputs import Inputs
 from kdbench.training.looking import Onlooker

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.backbones.base import Network
 from kdbench.backbones import freezing
+from kdbench.backbones.base import Network
 from kdbench.backbones.freezing import FreezeLevel
 from kdbench.evaluation import evaluate
 from kdbench.method import (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from kdbench.losses import wide
 from kdbench.methods.asib.bridge import Bottleneck, ask
 from kdbench.methods.asib.options import ASIBOptions
+from kdbench.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,6 @@ class Synergy:
 
     bottleneck: Bottleneck
     logits: Tensor
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules in eval mode, and each of their parts back in its own mode afterwards."""
-    parts = [part for module in modules for part in module.modules()]
-    modes = [part.training for part in parts]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
 
 
 def synergy_of(
