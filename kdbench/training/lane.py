@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Network
+from kdbench.config.schema import Anchor
 from kdbench.datasets.base import Split
 from kdbench.evaluation import evaluate
 from kdbench.method import (
@@ -52,6 +53,7 @@ class Lane:
         context: What the method may know.
         device: Where to train.
         setup: What the method may look at before its first step.
+        anchor: The protocol as it is computed; None = as the spec says.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Lane:
         context: Context,
         device: torch.device,
         setup: Setup,
+        anchor: Anchor | None = None,
     ) -> None:
         self.spec, self.device, self.context = spec, device, context
-        self.anchor = apply_deviations(spec.anchor, spec.deviations)
+        self.anchor = anchor or apply_deviations(spec.anchor, spec.deviations)
         self.student = student
         self.scaler = loss_scaler(self.anchor.step.precision, device)
         self.meters = Meters()
