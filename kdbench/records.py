@@ -50,7 +50,8 @@ class Cost(Section):
     """What the run cost, and what its result costs to use.
 
     Args:
-        train_seconds: Time in training steps over all attempts; evaluation and start-up are not in it.
+        train_seconds: Time in training steps over all attempts (with a safe retry, those from it on); evaluation and
+            start-up are not in it.
         images_per_second: Training images per such second.
         student_forwards: Images the student was run on in training.
         teacher_forwards: Images run through teachers for this run (in a cohort: its share of the shared pass).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class Start:
         """End this attempt so that the next start of the run is the safe retry, whichever process makes it."""
         self.lock.verify(self.spec, self.folder, "before its safe retry")
         attempts.end(self.folder, self.attempts, reason, from_epoch=from_epoch, retry_sha256=self.lock.sha256)
+        logging.getLogger(__name__).warning("%s: %s; it is started once more in safe mode", self.spec.run_id, reason)
 
 
 def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) -> list[Record]:

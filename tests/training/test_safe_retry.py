@@ -61,7 +61,7 @@ def _in_float32(lab: Any, method: str) -> list[bytes]:
 # --- what is retried, and how it ends ------------------------------------------------------------------------------
 
 
-def test_a_loss_that_only_low_precision_breaks(lab: Any) -> None:
+def test_a_loss_that_only_low_precision_breaks(lab: Any, caplog: pytest.LogCaptureFixture) -> None:
     spec = lab.spec("toy_low", anchor=_retrying(lab))
     planned = spec.config_sha256
     (record,) = lab.run([spec], "runs")
@@ -78,6 +78,7 @@ def test_a_loss_that_only_low_precision_breaks(lab: Any) -> None:
     assert not folder.checkpoints.exists()
     assert not (folder.path / attempts.ATTEMPTS).exists()
     assert len((folder.path / "epochs.jsonl").read_text().splitlines()) == 3
+    assert caplog.messages == [f"{spec.run_id}: {NOT_FINITE}; it is started once more in safe mode"]
     # The bits of a float32 run that never had another precision: nothing of the first attempt is in them.
     assert _files(lab, spec, "runs") == _in_float32(lab, "toy_low")
 
