@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +88,19 @@ def logits_of(output: Features | Tensor) -> Tensor:
     return output.logits if isinstance(output, Features) else output
 
 
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode and give each part its own mode back."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 @torch.no_grad()
 def evaluate(module: nn.Module, split: Split, device: torch.device, batch_size: int) -> Predictions:
     """Return the predictions of a module on a split, in eval mode and float32; modes are restored afterwards.
@@ -96,16 +111,13 @@ def evaluate(module: nn.Module, split: Split, device: torch.device, batch_size: 
         device: Where the module is.
         batch_size: Images per forward pass.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    logits = torch.cat(
-        [
-            logits_of(module(images.to(device, non_blocking=True).float().div_(255))).float().cpu()
-            for images in split.chunks(batch_size)
-        ]
-    )
-    for part, training in modes:
-        part.training = training
+    with evaluating(module):
+        logits = torch.cat(
+            [
+                logits_of(module(images.to(device, non_blocking=True).float().div_(255))).float().cpu()
+                for images in split.chunks(batch_size)
+            ]
+        )
     labels = split.labels.cpu()
     log_probability = F.log_softmax(logits.double(), dim=1)
     confidence, predicted = log_probability.exp().max(dim=1)

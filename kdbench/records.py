@@ -110,16 +110,28 @@ class Attempt(Section):
         return {key: value for key, value in kept.items() if value or key not in {"settings", "retry_sha256"}}
 
 
+class StepReport(Section):
+    """The first step of a phase: unweighted loss terms with their weights, and the method's own numbers."""
+
+    run_id: str
+    phase: str
+    losses: dict[str, float | None]
+    weights: dict[str, float]
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+
+
 class EpochReport(Section):
     """One finished epoch. Losses are unweighted means over its images, null if not finite; accuracies in percent.
 
     ``metrics`` are the method's own: means over the images, or what it found out at the end of the epoch.
+    ``student_epoch`` counts the student's epochs where the main phase comes in parts; null in other phases.
     """
 
     run_id: str
     phase: str
     epoch: int
     epochs: int
+    student_epoch: int | None = None
     learning_rate: float
     losses: dict[str, float | None]
     metrics: dict[str, float | str | None] = Field(default_factory=dict)

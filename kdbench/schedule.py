@@ -130,12 +130,25 @@ def has_stopped(stopping: Stopping, accuracies: Sequence[float]) -> bool:
     return 0 < stopping.patience <= bad
 
 
-def temperature(loss: Loss, epoch: int, epochs: int) -> float:
-    """Return the KD temperature of a 0-based epoch."""
-    if loss.tau_schedule is None:
-        return loss.tau
-    first, last = loss.tau_schedule
-    return first if epochs <= 1 else first + (last - first) * epoch / (epochs - 1)
+def temperature(loss: Loss, epoch: int, epochs: int, main: tuple[int, int] | None = None) -> float:
+    """Return the KD temperature of a 0-based epoch.
+
+    ``tau_schedule`` starts anew in each phase; ``tau_start`` and ``tau_end`` span all of the student's epochs.
+
+    Args:
+        loss: The anchor's loss section.
+        epoch: 0-based epoch of the phase.
+        epochs: Length of the phase.
+        main: Epoch and number of all the student's epochs where the main phase comes in parts.
+    """
+    if loss.tau_schedule is not None:
+        first, last = loss.tau_schedule
+        return first if epochs <= 1 else first + (last - first) * epoch / (epochs - 1)
+    if loss.tau_start is not None:
+        done, whole = main or (epoch, epochs)
+        end = loss.tau_start if loss.tau_end is None else loss.tau_end
+        return float(end + (loss.tau_start - end) * (1 - min(done / max(1, whole), 1.0)) ** loss.tau_decay_power)
+    return loss.tau
 
 
 def teacher_misfit(loss: Loss, teachers: Sequence[str], owner: str = "the pair") -> str | None:
@@ -170,7 +183,12 @@ def ordered_weights(loss: Loss, teachers: Sequence[str]) -> tuple[float, ...] | 
 
 
 def loss_protocol(
-    anchor: Anchor, method: type[AnyMethod], epoch: int, epochs: int, teachers: Sequence[str] = ()
+    anchor: Anchor,
+    method: type[AnyMethod],
+    epoch: int,
+    epochs: int,
+    teachers: Sequence[str] = (),
+    main: tuple[int, int] | None = None,
 ) -> LossProtocol:
     """Return the loss settings of a method in an epoch: the anchor's weights, or the method's published ones.
 
@@ -180,6 +198,7 @@ def loss_protocol(
         epoch: 0-based epoch of the phase.
         epochs: Length of the phase.
         teachers: Backbones of the pair's teachers, for weights that are bound to names.
+        main: Epoch and number of all the student's epochs where the main phase comes in parts.
 
     Raises:
         ValueError: If such weights do not fit the teachers of a method that has some.
@@ -189,7 +208,8 @@ def loss_protocol(
     return LossProtocol(
         ce_weight=published.ce if own else loss.ce_alpha,
         kd_weight=published.kd if own else loss.kd_alpha,
-        tau=temperature(loss, epoch, epochs),
+        tau=temperature(loss, epoch, epochs, main),
+        base_tau=loss.tau,
         label_smoothing=loss.ce_label_smoothing,
         kd_target=loss.kd_target,
         teacher_index=loss.kd_teacher_index,

@@ -97,22 +97,27 @@ class Loss(Section):
     )
     tau: Positive = Field(4.0, description="temperature of the KD term")
     tau_schedule: tuple[Positive, Positive] | None = Field(
-        None, description="[first, last] temperature, linear over the epochs; replaces tau"
+        None, description="[first, last] temperature, linear over the epochs of each phase; replaces tau"
     )
+    tau_start: Annotated[Positive | None, ADDED] = Field(
+        None, description="first temperature of a course over all the student's epochs; replaces tau"
+    )
+    tau_end: Annotated[Positive | None, ADDED] = Field(None, description="where it ends; null = tau_start")
+    tau_decay_power: Annotated[Positive, ADDED] = Field(1.0, description="power of the share that is left; 1 = linear")
     ce_label_smoothing: Fraction = Field(0.0, description="label smoothing of the supervised term")
 
 
 class Optimizer(Section):
     """Optimizer of student and helper modules alike."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
+    name: Literal["sgd", "adamw", "adam"] = Field("sgd", description="optimizer; adam couples its weight decay")
     lr: Positive = Field(description="initial learning rate")
     lr_by_student: dict[str, Positive] = Field(
         default_factory=dict, description="learning rate of named students, where the protocol's source sets it"
     )
     momentum: Fraction = Field(0.9, description="momentum of sgd")
     nesterov: bool = Field(False, description="Nesterov momentum of sgd")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="betas of adamw")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="betas of adamw and adam")
     weight_decay: NonNegative = Field(description="weight decay, on all parameters")
 
 

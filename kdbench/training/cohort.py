@@ -16,7 +16,7 @@ from kdbench.errors import ConfigError
 from kdbench.method import AnyMethod, Setup
 from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
-from kdbench.records import EpochReport
+from kdbench.records import EpochReport, StepReport
 from kdbench.registry import Registry
 from kdbench.spec import RunSpec
 from kdbench.store import RunFolder
@@ -41,6 +41,7 @@ class Workplace:
         machine: Device and threads.
         teachers: Store of teacher artefacts.
         data_root: Where datasets live.
+        phase_started: Sees the first step of each phase.
         epoch_ended: Sees each epoch's report.
         progress: Sees progress about once a second.
         should_stop: Asked after every step.
@@ -50,6 +51,7 @@ class Workplace:
     machine: Machine
     teachers: TeacherStore
     data_root: Path
+    phase_started: Callable[[StepReport], None] = lambda _report: None
     epoch_ended: Callable[[EpochReport], None] = lambda _report: None
     progress: Callable[[Progress], None] = lambda _progress: None
     should_stop: Callable[[], bool] = lambda: False
@@ -106,6 +108,7 @@ def train_cohort(
     ]
     observer = Observer(
         save=_saver(entries),
+        phase_started=workplace.phase_started,
         epoch_ended=workplace.epoch_ended,
         progress=workplace.progress,
         should_stop=workplace.should_stop,
@@ -189,6 +192,8 @@ def _start(
         steps_per_epoch=batches.steps,
         batch_size=max(1, batches.batch_size // anchor.step.accumulate),
         seed=spec.seed,
+        validation_size=0 if data.validation is None else len(data.validation),
+        freezing=anchor.freezing.use_partial_freeze,
     )
     labels = data.train.labels.to(device, copy=True)  # a copy: the batch stream may hold the same memory
     lane = Lane(spec, method, student, context, device, Setup(labels, tuple(teachers)), effective(anchor, settings))

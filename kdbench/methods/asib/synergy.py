@@ -1,0 +1,68 @@
+"""The synergy logits as the student is taught them: bridge and head in eval mode, without gradients (3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.losses import wide
+from kdbench.methods.asib.bridge import Bottleneck, ask
+from kdbench.methods.asib.options import ASIBOptions
+
+
+@dataclass(frozen=True)
+class Synergy:
+    """What bridge and head say of a batch, constants.
+
+    Args:
+        bottleneck: The bridge's.
+        logits: Scaled synergy logits (N, C).
+    """
+
+    bottleneck: Bottleneck
+    logits: Tensor
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules in eval mode, and each of their parts back in its own mode afterwards."""
+    parts = [part for module in modules for part in module.modules()]
+    modes = [part.training for part in parts]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def synergy_of(
+    bridge: nn.Module, head: nn.Module, query: Tensor, tokens: Tensor, options: ASIBOptions, noise: Tensor | None
+) -> Synergy:
+    """Return the synergy of a batch.
+
+    Args:
+        bridge: A :class:`~kdbench.methods.asib.bridge.Bridge`.
+        head: A :class:`~kdbench.methods.asib.head.SynergyHead`.
+        query: The student's feature (N, q_dim).
+        tokens: The teachers' tokens (N, K, kv_dim).
+        options: ``use_mu_for_kd``, ``ib_mbm_feature_norm``, ``synergy_logit_scale``.
+        noise: Standard normal draws (N, width); needed where ``use_mu_for_kd`` is off, else unused.
+
+    Raises:
+        ValueError: If a sample is wanted, but there is no noise.
+    """
+    if not options.use_mu_for_kd and noise is None:
+        raise ValueError(
+            "use_mu_for_kd - it is false, but there is no noise to sample the bottleneck with - allowed is noise of "
+            "shape (N, width) - pass it, or set use_mu_for_kd: true"
+        )
+    draws = None if options.use_mu_for_kd else noise
+    with torch.no_grad(), evaluating(bridge, head):
+        bottleneck = ask(bridge, query, tokens, options.ib_mbm_feature_norm, noise=draws)
+        return Synergy(bottleneck, options.synergy_logit_scale * wide(head(bottleneck.z)))
