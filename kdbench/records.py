@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from kdbench.config.schema import Section
 from kdbench.errors import StoreError
@@ -43,7 +50,8 @@ class Cost(Section):
     """What the run cost, and what its result costs to use.
 
     Args:
-        train_seconds: Time in training steps over all attempts; evaluation and start-up are not in it.
+        train_seconds: Time in training steps over all attempts (with a safe retry, those from it on); evaluation and
+            start-up are not in it.
         images_per_second: Training images per such second.
         student_forwards: Images the student was run on in training.
         teacher_forwards: Images run through teachers for this run (in a cohort: its share of the shared pass).
@@ -77,12 +85,29 @@ class Environment(Section):
 
 
 class Attempt(Section):
-    """One start of the run: when, how it ended, where it went on."""
+    """One start of the run: when, how it ended, where it went on.
+
+    Args:
+        started_at: ISO time.
+        ended_at: ISO time.
+        outcome: How it ended.
+        from_epoch: First epoch it trained.
+        settings: In what it was computed otherwise than the anchor says; empty = in nothing.
+        retry_sha256: Where its end made the run start once more with safe settings, the config_sha256 of both.
+    """
 
     started_at: str
     ended_at: str
     outcome: str
     from_epoch: int = 0
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    retry_sha256: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
+        kept: dict[str, Any] = dump(self)
+        return {key: value for key, value in kept.items() if value or key not in {"settings", "retry_sha256"}}
 
 
 class StepReport(Section):
@@ -150,6 +175,12 @@ class Record(Section):
     started_at: str
     ended_at: str
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
+
+    @property
+    def safe_mode(self) -> bool:
+        """Whether the result is that of the safe retry."""
+        finished = self.status in {"ok", "diverged"}
+        return finished and bool(self.attempts and self.attempts[-1].settings)
 
 
 def parse_json(model: type[M], path: Path) -> M:

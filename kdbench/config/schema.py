@@ -172,6 +172,10 @@ class Step(Section):
     checkpointing: Annotated[bool, ADDED] = Field(
         False, description="compute activations again in the backward pass instead of keeping them: less memory"
     )
+    safe_retry: Annotated[bool, ADDED] = Field(
+        False,
+        description="start a run once more, in fp32 without cuDNN, after a non-finite loss or a device error",
+    )
 
 
 class Freezing(Section):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdbench.backbones import freezing
 from kdbench.backbones.base import Network
 from kdbench.backbones.freezing import FreezeLevel
+from kdbench.config.schema import Anchor
 from kdbench.evaluation import evaluate
 from kdbench.method import (
     AnyMethod,
@@ -57,6 +58,7 @@ class Lane(Course):
         context: What the method may know.
         device: Where to train.
         setup: What the method may look at before its first step.
+        anchor: The protocol as it is computed; None = as the spec says.
     """
 
     def __init__(
@@ -67,9 +69,10 @@ class Lane(Course):
         context: Context,
         device: torch.device,
         setup: Setup,
+        anchor: Anchor | None = None,
     ) -> None:
         self.spec, self.device, self.context = spec, device, context
-        self.anchor = apply_deviations(spec.anchor, spec.deviations)
+        self.anchor = anchor or apply_deviations(spec.anchor, spec.deviations)
         self.student = student
         self.scaler = loss_scaler(self.anchor.step.precision, device)
         self.meters = Meters()
