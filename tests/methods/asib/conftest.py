@@ -60,6 +60,7 @@ def world() -> World:
     bridge, head = Bridge(WIDTH, TOKEN, WIDTH, 2).double(), SynergyHead(WIDTH, CLASSES).double()
     for parameter in [*bridge.parameters(), *head.parameters()]:
         nn.init.normal_(parameter, generator=draws)
+    nn.init.constant_(bridge.logvar.bias, 2.0)  # uncertain enough that the A-Step's cap at 1 is not all there is
     return World(
         draws=draws,
         bridge=bridge,
