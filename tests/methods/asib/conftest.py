@@ -60,7 +60,9 @@ def world() -> World:
     bridge, head = Bridge(WIDTH, TOKEN, WIDTH, 2).double(), SynergyHead(WIDTH, CLASSES).double()
     for parameter in [*bridge.parameters(), *head.parameters()]:
         nn.init.normal_(parameter, generator=draws)
-    nn.init.constant_(bridge.logvar.bias, 2.0)  # uncertain enough that the A-Step's cap at 1 is not all there is
+    # Uncertain enough that the A-Step's cap at 1 is not all there is.
+    nn.init.normal_(bridge.logvar.weight, std=0.6, generator=draws)
+    nn.init.constant_(bridge.logvar.bias, 1.6)
     return World(
         draws=draws,
         bridge=bridge,
