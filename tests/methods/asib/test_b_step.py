@@ -117,6 +117,11 @@ def test_the_feature_term_has_the_bottleneck_of_this_batch_and_teaches_the_featu
     assert torch.autograd.grad(total(without.terms), world.feature, allow_unused=True) == (None,)
 
 
+def test_the_feature_term_goes_to_the_mean_even_where_a_sample_teaches(world: Any) -> None:
+    mean, sample = (step(world, feat_kd_alpha=0.25, use_mu_for_kd=mu).terms["feat"].value for mu in (True, False))
+    torch.testing.assert_close(sample, mean)
+
+
 def test_a_feature_of_another_width_has_no_feature_term(world: Any) -> None:
     torch.manual_seed(0)
     world.bridge.q_proj = torch.nn.Linear(7, 4).double()
