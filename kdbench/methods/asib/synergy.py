@@ -1,4 +1,4 @@
-"""The synergy logits as the student is taught them: bridge and head in eval mode, without gradients (3.3)."""
+"""The synergy logits, taught (3.3) and evaluated (2.3): bridge and head in eval mode, without gradients."""
 
 from __future__ import annotations
 
@@ -51,3 +51,20 @@ def synergy_of(
     with torch.no_grad(), evaluating(bridge, head):
         bottleneck = ask(bridge, query, tokens, options.ib_mbm_feature_norm, noise=draws)
         return Synergy(bottleneck, options.synergy_logit_scale * wide(head(bottleneck.z)))
+
+
+def ensemble_logits(bridge: nn.Module, head: nn.Module, query: Tensor, tokens: Tensor, options: ASIBOptions) -> Tensor:
+    """Return the synergy logits (N, C) that are evaluated: of the bottleneck's mean, whatever the B-Step takes.
+
+    Args:
+        bridge: A :class:`~kdbench.methods.asib.bridge.Bridge`.
+        head: A :class:`~kdbench.methods.asib.head.SynergyHead`.
+        query: The student's feature (N, q_dim).
+        tokens: The teachers' tokens (N, K, kv_dim).
+        options: ``ib_mbm_feature_norm``.
+
+    Source:
+        Specification of the ASIB benchmark, 2.3, SynergyEnsemble.
+    """
+    with torch.no_grad(), evaluating(bridge, head):
+        return wide(head(ask(bridge, query, tokens, options.ib_mbm_feature_norm, noise=None).mu))
