@@ -9,16 +9,10 @@ from torch import Tensor, nn
 
 from kdbench.adapters import DistillAdapters
 from kdbench.backbones.base import Network
-from kdbench.losses import wide
-from kdbench.methods.asib.bridge import ask
 from kdbench.methods.asib.options import ASIBOptions
+from kdbench.methods.asib.synergy import ensemble_logits
 from kdbench.methods.asib.teachers import EMBEDDING, taught
 from kdbench.modes import evaluating
-
-
-def synergy_logits(bridge: nn.Module, head: nn.Module, query: Tensor, tokens: Tensor, options: ASIBOptions) -> Tensor:
-    """Return the unscaled synergy logits (N, C) of a query (N, q) and tokens (N, K, kv), from the code's mean."""
-    return wide(head(ask(bridge, query, tokens, options.ib_mbm_feature_norm, noise=None).mu))
 
 
 def query_of(embedding: Tensor, adapters: DistillAdapters | None, options: ASIBOptions) -> Tensor:
@@ -62,4 +56,4 @@ class SynergyEnsemble(nn.Module):
             said = taught([teacher(images, EMBEDDING) for teacher in self.teachers], self.adapters, tokens=True)
             assert said.tokens is not None
             query = query_of(embedding, self.adapters, self.options)
-            return synergy_logits(self.bridge, self.head, query, said.tokens, self.options)
+            return ensemble_logits(self.bridge, self.head, query, said.tokens, self.options)

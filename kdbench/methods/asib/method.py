@@ -18,7 +18,7 @@ from kdbench.methods.asib.a_step import AInputs, a_step_terms
 from kdbench.methods.asib.b_step import BInputs, b_step_terms
 from kdbench.methods.asib.bridge import Bridge, ask
 from kdbench.methods.asib.checks import OF_SYNERGY, cautions, refuse
-from kdbench.methods.asib.ensemble import query_of, synergy_logits
+from kdbench.methods.asib.ensemble import query_of
 from kdbench.methods.asib.freeze import freezes, level_of
 from kdbench.methods.asib.gate import gate_in_b, updated
 from kdbench.methods.asib.head import SynergyHead
@@ -27,6 +27,7 @@ from kdbench.methods.asib.options import ASIBOptions
 from kdbench.methods.asib.recommended import recommended
 from kdbench.methods.asib.schedules import a_rate_factor
 from kdbench.methods.asib.stages import Step, adaptation_epochs, steps
+from kdbench.methods.asib.synergy import ensemble_logits
 from kdbench.methods.asib.teachers import EMBEDDING, OwnTeachers, Taught, taught
 from kdbench.methods.asib.weights import disagreement_rate
 from kdbench.methods.asib.widths import settle
@@ -332,7 +333,7 @@ class ASIB(Method[ASIBOptions]):
         for batch in interlude.look(None):
             said = self._taught(batch)
             bridge, head, tokens = self._joined(said)
-            logits = synergy_logits(bridge, head, self._query(batch), tokens, self.options)
+            logits = ensemble_logits(bridge, head, self._query(batch), tokens, self.options)
             right += int((logits.argmax(1) == batch.labels).sum())
             seen += len(batch.labels)
         return 100 * right / seen if seen else None
