@@ -27,8 +27,7 @@ class Experiment:
         from mlflow import MlflowClient
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").absolute().as_uri()
-        if uri.startswith("file:") or "://" not in uri:  # for these MLflow would have us install a database
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # or a folder is refused; servers do not care
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default minutes, and training waits
         # Workers start together, and a store of files would make the experiment twice.
         with FileLock(Path(tempfile.gettempdir()) / f"kdbench-mlflow-{getattr(os, 'getuid', int)()}", timeout=60):
@@ -39,19 +38,21 @@ class Experiment:
         self.steps: defaultdict[tuple[str, str], set[int]] = defaultdict(set)  # of each run's metrics
 
     def run(self, run_id: str, step: int | None) -> str:
-        if run_id not in self.runs:
-            for old in self.client.search_runs([self.id], f"tags.{TAG} = '{run_id}'", max_results=1):  # the newest
-                there = old.info.run_id
-                known = {key: {m.step for m in self.client.get_metric_history(there, key)} for key in old.data.metrics}
-                # At the first epoch it is an older run of that name, unless a worker was killed in just that epoch.
-                if step != 0 or (old.info.status == "RUNNING" and not any(map(max, known.values()))):
-                    self.client.update_run(there, status="RUNNING")
-                    self.runs[run_id] = there
-                    self.steps.update({(there, key): steps for key, steps in known.items()})
-        if run_id not in self.runs:
-            tags = {TAG: run_id, **dict(zip(PARTS, run_id.split("/"), strict=False))}
-            self.runs[run_id] = self.client.create_run(self.id, tags=tags, run_name=run_id).info.run_id
-        return self.runs[run_id]
+        if step == 0:
+            self.runs.pop(run_id, None)
+        if run_id in self.runs:
+            return self.runs[run_id]
+        for old in self.client.search_runs([self.id], f"tags.{TAG} = '{run_id}'", max_results=1):  # the newest
+            there: str = old.info.run_id
+            if step != 0:
+                self.client.update_run(there, status="RUNNING")
+                history = self.client.get_metric_history
+                self.steps.update({(there, key): {m.step for m in history(there, key)} for key in old.data.metrics})
+                return self.runs.setdefault(run_id, there)
+            if old.info.status == "RUNNING":  # replaced: killed in its first epoch, or begun again with other settings
+                self.client.set_terminated(there, "KILLED")
+        tags = {TAG: run_id, **dict(zip(PARTS, run_id.split("/"), strict=False))}
+        return self.runs.setdefault(run_id, self.client.create_run(self.id, tags=tags, run_name=run_id).info.run_id)
 
     def log(self, run: str, values: dict[str, float | str | None], step: int) -> None:
         from mlflow.entities import Metric, RunTag
@@ -91,9 +92,8 @@ def kdbench_epoch_ended(report: EpochReport) -> None:
 def kdbench_run_finished(record: Record) -> None:
     """Log the result and end the run."""
     if name := os.environ.get(SWITCH):
-        there = experiment(name)
-        run = there.run(record.run_id, None)
-        values = {**record.numbers(), "status": record.status, "reason": record.reason}
-        there.log(run, {f"final/{key}": value for key, value in values.items()}, 0)
+        run = (there := experiment(name)).run(record.run_id, None)
+        numbers = {f"final/{key}": value for key, value in record.numbers().items()}
+        there.log(run, {**numbers, "final/status": record.status, "final/reason": record.reason}, 0)
         there.client.set_terminated(run, "FINISHED" if record.status == "ok" else "FAILED")
         del there.runs[record.run_id]

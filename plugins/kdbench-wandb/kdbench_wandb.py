@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import time
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ class Project:
 
     def run(self, run_id: str, *, fresh: bool) -> wandb.Run:
         """Return the open run; a fresh one replaces an older one of its name, any other goes on with it."""
+        if fresh and run_id in self.runs:
+            self.runs.pop(run_id).finish(exit_code=1)
+            time.sleep(1)  # a folder's name is the second it was made in: the new run needs one of its own
         if run_id not in self.runs:
             if self.failure:
                 raise self.failure  # finding out again every epoch that there is no network takes too long

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import kdbench_tensorboard as plugin
 import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from kdbench import registry
 from kdbench.records import Accuracy, Environment, EpochReport, Record
 from kdbench.spec import DatasetRef, PluginRef
 
@@ -209,14 +209,18 @@ def test_a_real_run(root: Path, tmp_path: Path) -> None:
 
 def test_trouble_costs_no_run(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     root.write_text("no folder", encoding="utf-8")
-    plugins = registry.load() if installed() else registry.load(extra=[plugin])
+    plugins = loaded()
     for number in (0, 1):
         plugins.tell("kdbench_epoch_ended", report=report(number))
     assert caplog.text.count("kdbench_epoch_ended failed: NotADirectoryError") == 1
 
 
-def installed() -> bool:
-    return "tensorboard" in {found.name for found in registry.load().plugins}
+def loaded() -> Any:
+    """Return the registry with the plugin in it, installed or not."""
+    from kdbench import registry  # here, since the processes that import this file need no torch
+
+    installed = "tensorboard" in {found.name for found in registry.load().plugins}
+    return registry.load(extra=() if installed else [plugin])
 
 
 def test_it_does_and_imports_nothing_unless_switched_on(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2 as messages
 
-from kdbench import registry
 from kdbench.records import Accuracy, Environment, EpochReport, Record
 from kdbench.spec import DatasetRef, PluginRef
 
@@ -190,7 +189,9 @@ def wait_for(rows: int) -> None:
 def test_a_run_goes_on_in_another_worker(tmp_path: Path) -> None:
     """A killed worker's epochs are on disk a moment later; one that stops in peace ends its part of the run."""
     assert worker(0, 1, then="t.wait_for(2); os.kill(os.getpid(), signal.SIGKILL)") == -signal.SIGKILL
+    time.sleep(1)  # no worker of kdbench starts within a second of the one before, which would share its folder
     assert worker(2, 3) == 0
+    time.sleep(1)
     plugin.kdbench_epoch_ended(report(4))
     plugin.kdbench_run_finished(record())
     found = ended(tmp_path)
@@ -207,6 +208,13 @@ def test_an_epoch_done_again_in_the_same_process_is_logged_once(tmp_path: Path) 
     for number in (0, 1, 1, 2):
         plugin.kdbench_epoch_ended(report(number))
     assert ended(tmp_path).curve("losses/ce") == [(0, 2.0), (1, 1.0), (2, 0.0)]
+
+
+def test_a_run_that_begins_again_in_the_same_process_is_logged_anew(tmp_path: Path) -> None:
+    for number, loss in ((0, 1.0), (1, 2.0), (0, 3.0), (1, 4.0)):
+        plugin.kdbench_epoch_ended(report(number, losses={"ce": loss}))
+    plugin.kdbench_run_finished(record())
+    assert ended(tmp_path).curve("losses/ce") == [(0, 3.0), (1, 4.0)]
 
 
 def test_only_a_run_from_the_start_replaces_an_older_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,15 +282,19 @@ def test_trouble_costs_no_run_and_no_time(caplog: pytest.LogCaptureFixture, monk
         raise OSError("no network")
 
     monkeypatch.setattr("wandb.init", init)
-    plugins = registry.load() if installed() else registry.load(extra=[plugin])
+    plugins = loaded()
     for number in (0, 1):
         plugins.tell("kdbench_epoch_ended", report=report(number))
     assert caplog.text.count("kdbench_epoch_ended failed: OSError: no network; the runs go on without it") == 1
     assert len(calls) == 1
 
 
-def installed() -> bool:
-    return "wandb" in {found.name for found in registry.load().plugins}
+def loaded() -> Any:
+    """Return the registry with the plugin in it, installed or not."""
+    from kdbench import registry  # here, since the processes that import this file need no torch
+
+    installed = "wandb" in {found.name for found in registry.load().plugins}
+    return registry.load(extra=() if installed else [plugin])
 
 
 def test_it_does_and_imports_nothing_unless_switched_on(tmp_path: Path) -> None:
