@@ -19,9 +19,9 @@ def plan_command(state: State, /, threads: int | None, measure: bool, **cells: A
     Times come from a few steps of each network on this machine, within a minute; ~ marks what was calculated from
     operations instead.
     """
-    from kdbench.cli.planning import Asked, plan_for
+    from kdbench.cli.planning import asked_for, plan_for
 
-    asked = Asked(**cells)
+    asked = asked_for(state.registry(), **cells)
     plan = plan_for(asked, state.registry())
     print_plan(plan, asked, state.registry(), threads or available_threads(), measure=measure)
 
