@@ -70,7 +70,7 @@ runs_options = apply(
 cells_options = apply(
     click.option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),
     click.option("--pair", "pair", metavar="P[,P...]", help="Pairs, or 'all'."),
-    click.option("--preset", metavar="NAME", help="Method, pair, protocol and options under one name."),
+    click.option("--preset", metavar="NAME|FILE", help="Method, pair, protocol and options under one name."),
     click.option("--anchor", metavar="NAME|FILE", help=f"Protocol.  [default: the preset's, else {DEFAULT_ANCHOR}]"),
     click.option("--variant", metavar="NAME", help="Name of this configuration; tables show METHOD@NAME."),
     runs_options,

@@ -12,7 +12,7 @@ import click
 import torch
 
 from kdbench.cli.arguments import DEFAULT_ANCHOR, names, seeds_of
-from kdbench.config.presets import Preset
+from kdbench.config.presets import Preset, load_preset
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
 from kdbench.plan import ALL, Plan, Request, make_plan
@@ -64,19 +64,28 @@ def asked_for(registry: Registry, preset: str | None, variant: str | None, **opt
         ConfigError: If the preset is unknown or the method another one.
         click.UsageError: If neither command nor preset names a method or a pair.
     """
-    named = None if preset is None else registry.presets[preset]
+    named, own = (None, "") if preset is None else _preset(preset, registry)
     if named is not None:
-        options = _filled_in(options, named, registry)
+        options = _filled_in(options, named, own, registry)
     if missing := [key for key in ("method", "pair") if not options[key]]:
         where = "" if named is None else f" Preset '{named.name}' is for several."
         raise click.UsageError(f"Missing option '--{missing[0]}'.{where}")
     anchor = options.pop("anchor") or DEFAULT_ANCHOR
-    if named is not None and anchor != named.name:  # a protocol shared with other configurations of the method
+    if named is not None and (anchor != own or isinstance(named.anchor, str)):
+        # The protocol is shared with other configurations of the method.
         variant = variant or named.name
     return Asked(**options, anchor=anchor, variant=variant or "")
 
 
-def _filled_in(options: Mapping[str, Any], preset: Preset, registry: Registry) -> dict[str, Any]:
+def _preset(name: str, registry: Registry) -> tuple[Preset, str]:
+    """Return a preset by its name or file, and how to name its anchor."""
+    if name.endswith((".yaml", ".yml")):
+        preset = load_preset(Path(name))
+        return preset, preset.anchor if isinstance(preset.anchor, str) else name
+    return registry.presets[name], registry.presets[name].anchor_name
+
+
+def _filled_in(options: Mapping[str, Any], preset: Preset, anchor: str, registry: Registry) -> dict[str, Any]:
     methods = names(options["method"] or preset.method or "")
     if preset.method and methods != (preset.method,):
         raise ConfigError(
@@ -88,7 +97,7 @@ def _filled_in(options: Mapping[str, Any], preset: Preset, registry: Registry) -
         **options,
         "method": ",".join(methods),
         "pair": options["pair"] or preset.pair,
-        "anchor": options["anchor"] or preset.anchor_name,
+        "anchor": options["anchor"] or anchor,
         "settings": (*settings, *options["settings"]),
     }
 

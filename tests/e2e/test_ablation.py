@@ -274,6 +274,21 @@ def test_a_preset_gives_method_pair_anchor_and_options(place: Place) -> None:
     assert "boost=5," in won.out
 
 
+def test_a_preset_may_be_a_file(place: Place) -> None:
+    path = place.root / "filed.yaml"
+    path.write_text(QUICK.replace("name: quick", "name: filed"), encoding="utf-8")
+    more = ("--preset", path, "--method", "blend", "--seeds", 1)  # by workers, the teacher's first of all
+    outcome = kdbench("run", *words(place, *more))
+    assert outcome.code == 0, outcome
+    (folder,) = (place.runs / "filed-v4" / "digits-20pc" / "tiny").iterdir()
+    assert folder.name == "blend"
+    assert json.loads((folder / "seed0" / "spec.json").read_text(encoding="utf-8"))["options"]["teach"] is True
+    path.write_text(QUICK, encoding="utf-8")
+    assert failure("plan", "--preset", path, "--method", "blend", "--pair", "tiny").endswith(
+        "name: is 'quick', must be 'filed' like the file"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
