@@ -17,7 +17,7 @@ from pydantic import (
 
 from kdbench.config.schema import Section
 from kdbench.errors import StoreError
-from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef
+from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, VariantName
 
 Status = Literal["ok", "diverged", "infra_failed", "skipped"]
 M = TypeVar("M", bound=BaseModel)
@@ -169,6 +169,7 @@ class Record(Section):
     reason: str = ""
     method: str
     method_version: int
+    variant: VariantName = ""
     plugin: PluginRef
     options: dict[str, JsonValue]
     division: Literal["closed", "open"]

@@ -19,7 +19,8 @@ from kdbench.spec import RunSpec
 
 SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
 WEIGHTS, PREDICTIONS, CHECKPOINTS, LOCK = "student.safetensors", "predictions.npz", "checkpoint", "run.lock"
-_RUN_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/){4}seed[0-9]+")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_RUN_ID = re.compile(rf"({_PART}/){{3}}{_PART}(@{_PART})?/seed[0-9]+")
 
 
 class RunBusy(StoreError):
@@ -121,7 +122,7 @@ class RunStore:
         """
         path = self.root / run_id
         if not _RUN_ID.fullmatch(run_id) or not path.resolve().is_relative_to(self.root.resolve()):
-            raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method/seedK)")
+            raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method[@variant]/seedK)")
         return RunFolder(path)
 
     def check_writable(self) -> None:
