@@ -82,7 +82,8 @@ def expand(ladder: Ladder, request: Request, registry: Registry) -> Ablation:
                 step.name, (anchor.name, *anchor.lineage), presets, where=f"ladder '{ladder.label}'"
             )
             settings = (*as_settings(ladder.method, options), *request.settings)
-            asked = replace(request, methods=(ladder.method,), settings=settings, variant=variant_of(ladder, step.name))
+            variant = variant_of(ladder, step.name)
+            asked = replace(request, methods=(ladder.method,), settings=settings, whole=True, variant=variant)
             plans[step.name] = make_plan(asked, registry)
         except ConfigError as error:
             for problem in getattr(error, "problems", (str(error),)):

@@ -38,6 +38,7 @@ class Asked:
     data: Path
     device: str
     variant: str = ""
+    whole: bool = False
 
     def request(self) -> Request:
         """Return them as a request."""
@@ -49,6 +50,7 @@ class Asked:
             dataset=self.dataset,
             per_class=self.per_class,
             settings=self.settings,
+            whole=self.whole,
             teacher_names=names(self.teacher or ""),
             data_root=self.data,
             variant=self.variant,
@@ -99,6 +101,7 @@ def _filled_in(options: Mapping[str, Any], preset: Preset, anchor: str, registry
         "pair": options["pair"] or preset.pair,
         "anchor": options["anchor"] or anchor,
         "settings": (*settings, *options["settings"]),
+        "whole": preset.method is not None,
     }
 
 
