@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.datasets.base import Source, Split
+from kdbench.modes import evaluating
 from kdbench.types import Features
 
 ECE_BINS = 15
@@ -96,16 +97,13 @@ def evaluate(module: nn.Module, split: Split, device: torch.device, batch_size: 
         device: Where the module is.
         batch_size: Images per forward pass.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    logits = torch.cat(
-        [
-            logits_of(module(images.to(device, non_blocking=True).float().div_(255))).float().cpu()
-            for images in split.chunks(batch_size)
-        ]
-    )
-    for part, training in modes:
-        part.training = training
+    with evaluating(module):
+        logits = torch.cat(
+            [
+                logits_of(module(images.to(device, non_blocking=True).float().div_(255))).float().cpu()
+                for images in split.chunks(batch_size)
+            ]
+        )
     labels = split.labels.cpu()
     log_probability = F.log_softmax(logits.double(), dim=1)
     confidence, predicted = log_probability.exp().max(dim=1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdbench.backbones.base import Backbone
     from kdbench.datasets.base import Dataset
     from kdbench.method import AnyMethod
-    from kdbench.records import EpochReport, Record
+    from kdbench.records import EpochReport, Record, StepReport
 
 PROJECT = "kdbench"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -80,6 +80,15 @@ def kdbench_commands(cli: click.Group) -> None:
 
     Args:
         cli: The ``kdbench`` group; a name that exists already is refused.
+    """
+
+
+@hookspec
+def kdbench_phase_started(report: StepReport) -> None:
+    """Observe the first step of a phase of a run; what is returned is ignored.
+
+    Args:
+        report: Run, phase, loss terms with their weights, and the method's own numbers.
     """
 
 

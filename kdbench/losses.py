@@ -63,5 +63,15 @@ def combine_teachers(
         # Python numbers: a tensor of them would be copied to the device, which waits, in every step.
         return torch.stack([share / sum(shares) * one for share, one in zip(shares, logits, strict=True)]).sum(0)
     stacked = torch.stack(logits)  # (K, N, C)
-    confidence = F.softmax(stacked / tau, dim=2).amax(dim=2)
-    return torch.einsum("kn,knc->nc", confidence / confidence.sum(dim=0), stacked)
+    return torch.einsum("kn,knc->nc", confidence_weights(stacked, tau), stacked)
+
+
+def confidence_weights(logits: Tensor, tau: float) -> Tensor:
+    """Return each teacher's share (K, N) in each sample's target: its largest softmax probability over their sum.
+
+    Args:
+        logits: (K, N, C).
+        tau: Temperature, > 0.
+    """
+    confidence = F.softmax(logits / tau, dim=2).amax(dim=2)
+    return confidence / confidence.sum(dim=0)

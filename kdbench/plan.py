@@ -307,7 +307,9 @@ class _Stage:
         batch = min(anchor.data.batch_size, self.train_size)
         info = self.info if method.uses_teacher else replace(self.info, teachers=())
         steps, together = self.train_size // batch, max(1, batch // anchor.step.accumulate)
-        context = Context(info, self.train_size, anchor.schedule.epochs, steps, together, seed=0)
+        kept = round(self.train_size / (1 - anchor.data.validation_fraction)) - self.train_size
+        freezing = anchor.freezing.use_partial_freeze
+        context = Context(info, self.train_size, anchor.schedule.epochs, steps, together, 0, kept, freezing)
         student, teachers = self.backbones[self.pair.student], self.pair.teachers if method.uses_teacher else ()
         taught_by = tuple(self.backbones[name] for name in teachers)
         return Rehearsal(student, taught_by, context, anchor, self.extras).passes(method, options)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from kdbench.config.schema import Section
 from kdbench.errors import StoreError
@@ -43,7 +50,8 @@ class Cost(Section):
     """What the run cost, and what its result costs to use.
 
     Args:
-        train_seconds: Time in training steps over all attempts; evaluation and start-up are not in it.
+        train_seconds: Time in training steps over all attempts (with a safe retry, those from it on); evaluation and
+            start-up are not in it.
         images_per_second: Training images per such second.
         student_forwards: Images the student was run on in training.
         teacher_forwards: Images run through teachers for this run (in a cohort: its share of the shared pass).
@@ -77,24 +85,56 @@ class Environment(Section):
 
 
 class Attempt(Section):
-    """One start of the run: when, how it ended, where it went on."""
+    """One start of the run: when, how it ended, where it went on.
+
+    Args:
+        started_at: ISO time.
+        ended_at: ISO time.
+        outcome: How it ended.
+        from_epoch: First epoch it trained.
+        settings: In what it was computed otherwise than the anchor says; empty = in nothing.
+        retry_sha256: Where its end made the run start once more with safe settings, the config_sha256 of both.
+    """
 
     started_at: str
     ended_at: str
     outcome: str
     from_epoch: int = 0
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    retry_sha256: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
+        kept: dict[str, Any] = dump(self)
+        return {key: value for key, value in kept.items() if value or key not in {"settings", "retry_sha256"}}
+
+
+class StepReport(Section):
+    """The first step of a phase: unweighted loss terms with their weights, and the method's own numbers."""
+
+    run_id: str
+    phase: str
+    losses: dict[str, float | None]
+    weights: dict[str, float]
+    metrics: dict[str, float | None] = Field(default_factory=dict)
 
 
 class EpochReport(Section):
     """One finished epoch. Losses are unweighted means over its images, null if not finite; accuracies in percent.
 
-    ``metrics`` are the method's own: means over the images, or what it found out at the end of the epoch.
+    ``metrics`` are the method's own: means over the images, or what it found out at the end of the epoch. ``epoch``
+    counts from 0 in each phase, ``number`` over all phases of the run: a worker that goes on where another one ended
+    goes on counting, and an epoch that had to be done again has the same number.
+    ``student_epoch`` counts the student's epochs where the main phase comes in parts; null in other phases.
     """
 
     run_id: str
     phase: str
     epoch: int
     epochs: int
+    number: int = 0
+    student_epoch: int | None = None
     learning_rate: float
     losses: dict[str, float | None]
     metrics: dict[str, float | str | None] = Field(default_factory=dict)
@@ -103,6 +143,19 @@ class EpochReport(Section):
     test_accuracy: float | None = None
     images_per_second: float
     seconds: float
+
+    def named(self) -> dict[str, float | str | None]:
+        """Return every value of the epoch under a name of its own, such as ``losses.ce``; None where there is none."""
+        return {
+            "learning_rate": self.learning_rate,
+            **{f"losses.{name}": value for name, value in self.losses.items()},
+            **{f"metrics.{name}": value for name, value in self.metrics.items()},
+            "train_accuracy": self.train_accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "test_accuracy": self.test_accuracy,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+        }
 
 
 class Record(Section):
@@ -139,6 +192,19 @@ class Record(Section):
     started_at: str
     ended_at: str
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the results that are there, each under a name of its own, such as ``accuracy.last``."""
+        parts = (("accuracy.", self.accuracy), ("cost.", self.cost))
+        found = {f"{prefix}{name}": value for prefix, part in parts if part for name, value in part}
+        found.update(nll=self.nll, ece=self.ece, agreement_with_teacher=self.agreement_with_teacher)
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+    @property
+    def safe_mode(self) -> bool:
+        """Whether the result is that of the safe retry."""
+        finished = self.status in {"ok", "diverged"}
+        return finished and bool(self.attempts and self.attempts[-1].settings)
 
 
 def parse_json(model: type[M], path: Path) -> M:

@@ -53,7 +53,10 @@ class Plugin:
     def ref(self) -> PluginRef:
         """Return how records name this plugin."""
         path = Path(self.file)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        # A package is all of its code: the file that registers a method says nothing of what it computes.
+        files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+        parts = [file.read_bytes() for file in files if file.is_file()]
+        digest = hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else ""
         return PluginRef(distribution=self.distribution, version=self.version, file_sha256=digest)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kdbench.backbones.base import Backbone, Network
+from kdbench.backbones.freezing import trainable_names
 from kdbench.config.schema import Anchor
 from kdbench.errors import PluginError, Unsupported
 from kdbench.evaluation import logits_of
@@ -46,11 +47,13 @@ class Passes:
         student: Forward passes of the student over all epochs, views included.
         teacher: Forward passes of each teacher.
         inputs: Images the student sees at once for each one of the batch: itself and its views.
+        cautions: What the method wants the user to know before.
     """
 
     student: int
     teacher: int
     inputs: int = 1
+    cautions: tuple[str, ...] = ()
 
 
 class Extras:
@@ -141,24 +144,33 @@ class Rehearsal:
             protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs, [b.name for b in self.teachers]),
             mix=Mix(labels[:count].flip(0), 0.7) if data.mixup_alpha or data.cutmix_alpha else None,
         )
-        epochs = [self._rehearse(method, phase, batch) for phase in checked_phases(method)]
+        epochs = [self._rehearse(method, phase, batch, student) for phase in checked_phases(method)]
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
         ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
-        return Passes(ours, theirs, inputs)
+        return Passes(ours, theirs, inputs, tuple(method.cautions()))
 
-    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch) -> tuple[int, int]:
+    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch, student: Network) -> tuple[int, int]:
         """Try one step of a phase; return the epochs in which student and teachers run."""
         epochs = self.context.epochs if phase.epochs is None else phase.epochs
         if epochs == 0:
             return 0, 0  # left out in training, too
+        if phase.freeze is not None and phase.freeze.level >= 0 and not self.context.freezing:
+            raise Unsupported(
+                f"phase '{phase.name}' freezes parts of the student (level {phase.freeze.level}), but the anchor has "
+                "freezing.use_partial_freeze false; take an anchor that allows it"
+            )
+        if phase.freeze is not None:
+            trainable_names(student, student.freeze_division(), phase.freeze)  # a level beyond its blocks is refused
         said = batch.student if phase.runs_student else Features(torch.empty(len(batch.images), 0))
         views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
-        batch = replace(batch, student=said, views=views)
+        mix = batch.mix if phase.mixes else None
+        batch = replace(batch, student=said, views=views, mix=mix, teachers=batch.teachers if phase.teachers else ())
         total((phase.losses or method.losses)(batch))
         with torch.no_grad():
             method.after_step(batch)
-        return epochs if phase.runs_student else 0, epochs if method.uses_teacher else 0
+        per_teacher = phase.own_forwards / max(1, len(self.teachers)) + (method.uses_teacher and phase.teachers)
+        return epochs if phase.runs_student else 0, round(epochs * per_teacher)
 
     def _deploy(self, method: AnyMethod, student: Network, images: Tensor) -> None:
         if type(method).deploy is Method.deploy:

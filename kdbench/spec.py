@@ -106,7 +106,11 @@ class RunSpec(Section):
         """The dataset of each teacher, in their order."""
         return self.teacher_datasets or (self.dataset,) * len(self.teachers)
 
+    def configuration(self) -> dict[str, Any]:
+        """Return a copy of all that can change the result, as it is hashed."""
+        return self.hashed({**RUNTIME_VARIABLE, "anchor": {"description": True}})
+
     @property
     def config_sha256(self) -> str:
         """Hash of all that can change the result; the teacher's weights are hashed in the record."""
-        return canonical_sha256(self.hashed({**RUNTIME_VARIABLE, "anchor": {"description": True}}))
+        return canonical_sha256(self.configuration())

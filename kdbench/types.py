@@ -140,6 +140,7 @@ class NetworkInfo:
         embedding: Width D of the penultimate vector.
         classes: Number of classes of its head.
         parameters: Trainable scalars.
+        pretrained: Whether students of this backbone start with published weights.
     """
 
     name: str
@@ -147,6 +148,7 @@ class NetworkInfo:
     embedding: int
     classes: int
     parameters: int
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ class Context:
         steps_per_epoch: Optimizer steps per epoch.
         batch_size: Images per forward pass: the anchor's batch size, or the smallest part of it when it accumulates.
         seed: Seed of the run; ``kdbench.stream(seed, "method")`` keys the method's own random draws.
+        validation_size: Number of validation images, 0 without a split.
+        freezing: Whether the anchor lets methods freeze parts of the student.
     """
 
     pair: PairInfo
@@ -178,6 +182,8 @@ class Context:
     steps_per_epoch: int
     batch_size: int
     seed: int
+    validation_size: int = 0
+    freezing: bool = False
 
     def epochs_for(self, share: float) -> int:
         """Return the length of an extra phase as a share of the main one's epochs: at least one, or none for 0."""

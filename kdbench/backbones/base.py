@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kdbench.adapters import ChannelAdapter, DistillAdapter
+from kdbench.backbones.division import Division, Names, by_children, names_in, undivided
 from kdbench.backbones.layers import global_pool
 from kdbench.backbones.recompute import recomputed
 from kdbench.errors import ConfigError, KdbenchError
@@ -44,6 +46,7 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
     checkpointing: bool = False  # whether the backward pass computes activations again instead of keeping them
+    never_trained: frozenset[str] | None = None  # parameters fixed at every freeze level; None before one is applied
 
     def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
@@ -103,6 +106,30 @@ class Network(nn.Module):
         if type(self).embed is not Network.embed:
             raise NotImplementedError(f"{type(self).__name__} does not say what its embedding is made of")
         return nn.Sequential(*self.final_layers()), self.head
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        """Return the blocks that partial freezing counts, shallow to deep, each as names of modules or parameters.
+
+        A name stands for all that is in it; final layers and head belong to no block. Unless a subclass says them,
+        they are its children, if there is exactly one with parameters for each stage.
+
+        Raises:
+            Unsupported: If they cannot be told.
+        """
+        others = {name.partition(".")[0] for name in names_in(self, (*self.final_layers(), self.head))}
+        return by_children(self, self.stage_count, others)
+
+    def freeze_division(self) -> Division:
+        """Return the parts that partial freezing tells apart: blocks, final layers, head, and adapters.
+
+        Raises:
+            Unsupported: If blocks or head cannot be told.
+        """
+        head = names_in(self, (self.head,))
+        if not head:
+            raise undivided(self, "its head is no module of it")
+        adapters = [part for part in self.modules() if isinstance(part, ChannelAdapter | DistillAdapter)]
+        return Division(self.freeze_blocks(), names_in(self, self.final_layers()), head, names_in(self, adapters))
 
     def forward(self, images: Tensor, taps: Taps = Taps()) -> Features:
         """Return the features of images (N,C,H,W) in [0, 1].
@@ -222,6 +249,7 @@ class Backbone:
             embedding=features.embedding.shape[1],
             classes=num_classes,
             parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            pretrained=self.pretrained,
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Network
+from kdbench.backbones.division import Division, Names
 from kdbench.backbones.recompute import recomputed
 from kdbench.types import StageShape
 
@@ -32,12 +33,18 @@ class Chain:
         final: Modules between the deepest stage and the mean pooling.
         neck: Modules between the pooled vector (N, D, 1, 1) and the classifier.
         head: The linear classifier.
+        blocks: Modules of each block that partial freezing counts, shallow to deep; none given = the stages.
     """
 
     stages: tuple[tuple[str, ...], ...]
     final: tuple[str, ...] = ()
     neck: tuple[str, ...] = ()
     head: str = "fc"
+    blocks: tuple[tuple[str, ...], ...] = ()
+
+    def division(self) -> Division:
+        """Return the model's parts for partial freezing; layers behind the pooling belong to its classifier."""
+        return Division(self.blocks or self.stages, self.final, (*self.neck, self.head))
 
 
 @dataclass
@@ -124,6 +131,12 @@ class ChainNetwork(Network):
             return recomputed(block, block, x)
         output: Tensor = block(x)
         return output
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        return self.chain.division().inside("model").blocks
+
+    def freeze_division(self) -> Division:
+        return replace(self.chain.division().inside("model"), always=super().freeze_division().always)
 
     def final_layers(self) -> Sequence[nn.Module]:
         return [self.model.get_submodule(name) for name in self.chain.final]

@@ -8,6 +8,7 @@ starts from them only if its name says so.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
@@ -39,7 +40,7 @@ NOISY = ("Self-training with Noisy Student improves ImageNet classification", 20
 def _wrap(model: nn.Module, chain: Chain, width: int, num_classes: int, in_channels: int) -> ChainNetwork:
     """Return a network that runs the chain and classifies what is mean-pooled behind it."""
     model.add_module(CLASSIFIER, nn.Linear(width, num_classes))
-    return ChainNetwork(model, Chain(chain.stages, chain.final, (), CLASSIFIER), in_channels)
+    return ChainNetwork(model, replace(chain, neck=(), head=CLASSIFIER), in_channels)
 
 
 def from_torchvision(
@@ -66,7 +67,7 @@ def from_torchvision(
         model.add_module("adapter", ChannelAdapter(_width(model, adapted)))
         stages = tuple(_behind(stage, adapted) for stage in stages)
         final = _behind(final, adapted)
-    return _wrap(model, Chain(stages, final), head.in_features, num_classes, image.channels)
+    return _wrap(model, replace(chain, stages=stages, final=final), head.in_features, num_classes, image.channels)
 
 
 def _behind(parts: tuple[str, ...], name: str) -> tuple[str, ...]:
@@ -102,7 +103,8 @@ def from_timm(
             delattr(model, part)
         groups = ((0, 1), (2,), (3, 4), (5, 6))  # each but the first starts where a map is halved
         stages = (tuple(f"blocks.{index}" for index in group) for group in groups)
-        chain = Chain((("conv_stem", "bn1"), *stages), ("conv_head", "bn2"))
+        stem, blocks = ("conv_stem", "bn1"), tuple((f"blocks.{index}",) for group in groups for index in group)
+        chain = Chain((stem, *stages), ("conv_head", "bn2"), blocks=(stem, *blocks))
     network = _wrap(model, chain, int(features), num_classes, image.channels)
     network.drop_rate = drop_rate
     return network

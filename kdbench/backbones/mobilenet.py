@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdbench.backbones import layers
 from kdbench.backbones.base import Backbone, Network, by_channels, head_at
+from kdbench.backbones.division import Names
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
 
@@ -93,6 +94,10 @@ class MobileNetV2(Network):
             for group in STAGES[index - 1]:
                 x = self.blocks[group](x)
         return (x if pre else None), x
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        """Return the stem and each group of equal bottlenecks: smaller parts than stages."""
+        return ("conv1",), *((f"blocks.{index}",) for index in range(len(self.blocks)))
 
     def final_layers(self) -> Sequence[nn.Module]:
         return (self.conv2,)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Network
+from kdbench.backbones.division import Names
 from kdbench.backbones.layers import run_blocks
 
 
@@ -32,6 +33,9 @@ class StagedNetwork(Network):
         self.bn1 = nn.BatchNorm2d(stem.out_channels)
         for number, blocks in enumerate(stages, start=1):
             self.add_module(f"layer{number}", blocks)
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        return ("conv1", "bn1"), *((f"layer{number}",) for number in range(1, self.stage_count))
 
     def run_stage(self, index: int, x: Tensor, *, pre: bool) -> tuple[Tensor | None, Tensor]:
         if index == 0:

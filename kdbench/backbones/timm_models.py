@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from kdbench.backbones.base import Backbone, Library, Network
 from kdbench.backbones.chains import ACTIVATIONS, Seen, first_conv_for_small, is_small, replace_module, watched
+from kdbench.backbones.division import Division, Names
+from kdbench.backbones.timm_division import depths, division_of
 from kdbench.errors import ConfigError, unknown
 from kdbench.hooks import hookimpl
 from kdbench.types import Features, Source, StageShape, Taps
@@ -20,7 +22,6 @@ from kdbench.types import Features, Source, StageShape, Taps
 LIBRARY = "timm"
 PRETRAINED = ":pretrained"
 _NUMBERED = re.compile(r"\.\d+$")
-GROUPS = 4  # stages a column of equal blocks is cut into
 SOURCE = Source(
     "PyTorch Image Models", 2019, "https://github.com/huggingface/pytorch-image-models",
     deviations="Up to 64 pixels the stem keeps the resolution: first convolutions have stride 1, there is no "
@@ -55,7 +56,7 @@ class TimmNetwork(Network):
         self.first = listed[0]
         is_block = _NUMBERED.search(self.first) and next(named[self.first].children(), None)
         self.has_stem = not self.is_column and not is_block
-        self.taken = _depths(len(listed)) if self.is_column else tuple(range(len(listed)))
+        self.taken = depths(len(listed)) if self.is_column else tuple(range(len(listed)))
         self.stage_count = len(self.taken) + (0 if self.has_stem else 1)
         self.embedding_dim = int(self.head.in_features)
 
@@ -79,6 +80,12 @@ class TimmNetwork(Network):
         if not isinstance(found, nn.Linear):
             raise ConfigError(f"{type(self.model).__name__} has no single linear classifier; choose another backbone")
         return found
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        return self.freeze_division().blocks
+
+    def freeze_division(self) -> Division:
+        return division_of(self.model).inside("model")
 
     def embed(self, x: Tensor) -> Tensor:
         embedding: Tensor = self.model.forward_head(x, pre_logits=True)
@@ -126,12 +133,6 @@ class TimmNetwork(Network):
             return value[:, int(getattr(self.model, "num_prefix_tokens", 0)) :]
         keeps_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         return value.permute(0, 3, 1, 2) if keeps_last else value
-
-
-def _depths(blocks: int) -> tuple[int, ...]:
-    """Return the last block of each of four equal parts of a column."""
-    groups = min(GROUPS, blocks)
-    return tuple(blocks * (group + 1) // groups - 1 for group in range(groups))
 
 
 def make_model(name: str, num_classes: int, image: StageShape, *, pretrained: bool, **more: Any) -> nn.Module:

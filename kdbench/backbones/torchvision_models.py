@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from kdbench.backbones.base import Backbone, Library
 from kdbench.backbones.chains import Chain, ChainNetwork, first_conv_for_small, is_small, replace_module
+from kdbench.backbones.division import Division, undivided
 from kdbench.errors import ConfigError, unknown
 from kdbench.hooks import hookimpl
 from kdbench.types import Source, StageShape
@@ -51,7 +53,10 @@ def _convnext(_model: nn.Module) -> Chain:
 
 
 def _inverted(model: nn.Module) -> Chain:
-    """Cut inverted residuals where a block strides; those before the first that does belong to it."""
+    """Cut inverted residuals where a block strides; those before the first that does belong to it.
+
+    For partial freezing they are cut where the width changes, or as the library groups them.
+    """
     first, *blocks, last = model.get_submodule("features").named_children()
     stages: list[list[str]] = [[]]
     seen = False
@@ -64,7 +69,36 @@ def _inverted(model: nn.Module) -> Chain:
     *neck, (head, _) = model.get_submodule("classifier").named_children()
     names = tuple(f"classifier.{name}" for name, _ in neck)
     parts = tuple(tuple(stage) for stage in stages)
-    return Chain(((f"features.{first[0]}",), *parts), (f"features.{last[0]}",), names, f"classifier.{head}")
+    stem = (f"features.{first[0]}",)
+    return Chain((stem, *parts), (f"features.{last[0]}",), names, f"classifier.{head}", (stem, *_equally_wide(blocks)))
+
+
+def _equally_wide(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, ...]]:
+    def key(named: tuple[str, nn.Module]) -> Any:
+        name, block = named
+        return name if isinstance(block, nn.Sequential) else getattr(block, "out_channels", name)
+
+    for _, group in groupby(blocks, key):
+        yield tuple(f"features.{name}" for name, _ in group)
+
+
+def _swin(_model: nn.Module) -> Division:
+    stages = ((f"features.{i}", f"features.{i + 1}") for i in (2, 4, 6))
+    return Division((("features.0",), ("features.1",), *stages), ("norm",), ("head",))
+
+
+def division_of(model: nn.Module) -> Division:
+    """Return the parts of a plain torchvision model for partial freezing, under its own names.
+
+    Raises:
+        Unsupported: If it is of a family that is not divided here.
+    """
+    family = type(model).__name__
+    if family == "SwinTransformer":  # divided, but not cut into stages: its maps have their channels last
+        return _swin(model)
+    if family not in FAMILIES:
+        raise undivided(model, f"its family is none of {', '.join(FAMILIES)}, SwinTransformer")
+    return FAMILIES[family][0](model).division()
 
 
 # Class of the model: (how it is run, its first convolution, its max-pooling).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.backbones import layers
 from kdbench.backbones.base import Backbone, Network, by_channels, head_at
+from kdbench.backbones.division import Names
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
 
@@ -63,6 +64,9 @@ class VGG(Network):
             self.add_module(f"block{index}", make_block(*shape))
         self.classifier = nn.Linear(self.embedding_dim, num_classes)
         layers.initialise(self)
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        return tuple((f"block{index}",) for index in range(self.stage_count))
 
     def run_stage(self, index: int, x: Tensor, *, pre: bool) -> tuple[Tensor | None, Tensor]:
         if 1 <= index <= 3 or (index == 4 and min(x.shape[2:]) >= 8):

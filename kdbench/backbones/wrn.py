@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.backbones import layers
 from kdbench.backbones.base import Backbone, Network, by_channels, head_at
+from kdbench.backbones.division import Names
 from kdbench.hooks import hookimpl
 from kdbench.types import Source
 
@@ -84,6 +85,9 @@ class WideResNet(Network):
         norm = self.bn1 if index == 3 else getattr(self, f"block{index + 1}").layer[0].bn1
         assert isinstance(norm, nn.BatchNorm2d)
         return norm
+
+    def freeze_blocks(self) -> tuple[Names, ...]:
+        return ("conv1",), *((f"block{index}",) for index in range(1, self.stage_count))
 
     def final_layers(self) -> Sequence[nn.Module]:
         return self.bn1, nn.ReLU()

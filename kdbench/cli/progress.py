@@ -45,8 +45,8 @@ class Reporter:
     def see(self, event: Event) -> None:
         """Show an event."""
         shown = {
-            "progress": self._progress, "epoch": self._epoch, "record": self._record, "teacher": self._teacher,
-            "warning": self._warning,
+            "progress": self._progress, "phase": self._phase, "epoch": self._epoch, "record": self._record,
+            "teacher": self._teacher, "warning": self._warning,
         }  # fmt: skip
         with contextlib.suppress(KeyError, TypeError, ValueError):  # something a plugin printed that looks like one
             shown.get(event.kind, lambda _data: None)(event.data)
@@ -60,6 +60,12 @@ class Reporter:
             self._tasks[what] = self._bars.add_task(what, total=data["epochs"] * data["steps"], state="")
         state = f"{data['phase']} {data['epoch'] + 1}/{data['epochs']} · {data['images_per_second']:.0f} images/s"
         self._bars.update(self._tasks[what], completed=data["epoch"] * data["steps"] + data["step"], state=state)
+
+    def _phase(self, data: dict[str, Any]) -> None:
+        terms = [f"{name} {_number(value)} x {data['weights'][name]:.4g}"
+                 for name, value in data["losses"].items() if name in data["weights"]]  # fmt: skip
+        numbers = [f"{name} {_number(value)}" for name, value in data["metrics"].items()]
+        self._say(f"{data['run_id']} {data['phase']}, first step: {', '.join([*terms, *numbers])}")
 
     def _epoch(self, data: dict[str, Any]) -> None:
         if self._bars is None:
@@ -88,3 +94,7 @@ class Reporter:
             click.echo(text)
         else:
             self._bars.console.print(text, markup=False, highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

@@ -16,6 +16,7 @@ def workplace(
 ) -> Any:  # fmt: skip
     """Return the workplace of this process; events go to ``send``, and to plugins that observe epochs."""
     from kdbench.artefacts import TeacherStore
+    from kdbench.execution.events import of_phase
     from kdbench.execution.worker import epoch_emitter, progress_emitter
     from kdbench.training.cohort import Workplace
     from kdbench.training.environment import set_up
@@ -27,11 +28,17 @@ def workplace(
         tell(report)
         registry.tell("kdbench_epoch_ended", report=report)
 
+    def phase_started(report: Any) -> None:
+        if send:
+            send(of_phase(report))
+        registry.tell("kdbench_phase_started", report=report)
+
     return Workplace(
         registry=registry,
         machine=set_up(device, threads or available_threads()),
         teachers=TeacherStore(teachers),
         data_root=data,
+        phase_started=phase_started,
         epoch_ended=epoch_ended,
         progress=progress_emitter(send) if send else lambda _progress: None,
         should_stop=should_stop,

@@ -110,14 +110,14 @@ class Loss(Section):
 class Optimizer(Section):
     """Optimizer of student and helper modules alike."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="optimizer")
+    name: Literal["sgd", "adamw", "adam"] = Field("sgd", description="optimizer; adam couples its weight decay")
     lr: Positive = Field(description="initial learning rate")
     lr_by_student: dict[str, Positive] = Field(
         default_factory=dict, description="learning rate of named students, where the protocol's source sets it"
     )
     momentum: Fraction = Field(0.9, description="momentum of sgd")
     nesterov: bool = Field(False, description="Nesterov momentum of sgd")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="betas of adamw")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="betas of adamw and adam")
     weight_decay: NonNegative = Field(description="weight decay, on all parameters")
 
 
@@ -171,6 +171,10 @@ class Step(Section):
     ema_decay: Fraction = Field(0.0, description="decay of the moving average of the weights that is scored; 0 = off")
     checkpointing: Annotated[bool, ADDED] = Field(
         False, description="compute activations again in the backward pass instead of keeping them: less memory"
+    )
+    safe_retry: Annotated[bool, ADDED] = Field(
+        False,
+        description="start a run once more, in fp32 without cuDNN, after a non-finite loss or a device error",
     )
 
 

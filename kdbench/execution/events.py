@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from kdbench.records import EpochReport, Record
+from kdbench.records import EpochReport, Record, StepReport
 
-Kind = Literal["progress", "epoch", "record", "teacher", "warning"]
+Kind = Literal["progress", "phase", "epoch", "record", "teacher", "warning"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Event:
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
         return Event(kind, data) if kind in get_args(Kind) and isinstance(data, dict) else None
+
+
+def of_phase(report: StepReport) -> Event:
+    """Return the event of a phase's first step."""
+    return Event("phase", report.model_dump(mode="json"))
 
 
 def of_epoch(report: EpochReport) -> Event:

@@ -55,6 +55,7 @@ def _row(row: Row) -> Tree:
         "deployed_parameters": list(row.deployed_parameters),
         "agreement_with_teacher": row.agreement,
         "runs": [asdict(outcome) for outcome in row.outcomes],
+        **({"safe_mode_seeds": list(row.safe_seeds)} if row.safe_seeds else {}),
     }
 
 

@@ -88,6 +88,7 @@ class Row:
         train_seconds: Mean over the ok runs.
         deployed_parameters: Distinct values over the ok runs, ascending; normally one.
         agreement: Mean over the ok runs of the agreement with the teacher in percent.
+        safe_seeds: Seeds whose runs had their safe retry, ascending.
     """
 
     method: str
@@ -102,6 +103,7 @@ class Row:
     train_seconds: float | None
     deployed_parameters: tuple[int, ...]
     agreement: float | None
+    safe_seeds: tuple[int, ...] = ()
 
     def count(self, status: CellStatus) -> int:
         """Return how many planned runs have a status."""

@@ -13,7 +13,7 @@ _ENVIRONMENT = ("machine", "device", "threads", "precision", "torch", "python", 
 
 def notes(table: Table) -> list[str]:
     """Return the footer as Markdown list items without their bullets."""
-    return [*_reading(table), *_unfinished(table), *_deviations(table), *_sources(table)]
+    return [*_reading(table), *_unfinished(table), *_retried(table), *_deviations(table), *_sources(table)]
 
 
 def _reading(table: Table) -> Iterator[str]:
@@ -64,6 +64,18 @@ def _failed(row: Row) -> str:
             reason = f" ({escape(outcome.reason)})" if outcome.reason else ""
             parts.append(f"seed {outcome.seed} {outcome.status}{reason}")
     return "; ".join(parts)
+
+
+def _retried(table: Table) -> Iterator[str]:
+    """Count the runs that stand here by their safe retry; it may be computed in another precision than its row."""
+    retried = [(escape(row.method), seed) for row in table.rows for seed in row.safe_seeds]
+    if retried:
+        runs, them = ("1 run", "its") if len(retried) == 1 else (f"{len(retried)} runs", "their")
+        named = ", ".join(f"{method} seed {seed}" for method, seed in retried)
+        yield (
+            f"{runs} finished in safe mode (fp32): {named}; {them} first attempt had ended by a non-finite loss or a "
+            "device error."
+        )
 
 
 def _deviations(table: Table) -> Iterator[str]:

@@ -32,6 +32,7 @@ def make_row(cells: Sequence[Cell]) -> Row:
         train_seconds=_mean(ok, lambda record: record.cost.train_seconds if record.cost else None),
         deployed_parameters=tuple(sorted({record.cost.deployed_parameters for record in ok if record.cost})),
         agreement=_mean(ok, lambda record: record.agreement_with_teacher),
+        safe_seeds=tuple(c.spec.seed for c in ordered if c.record and c.record.safe_mode),
     )
 
 

@@ -86,7 +86,7 @@ class FT(Method[FTOptions]):
                 parameters=self.paraphraser.parameters,
                 learning_rate=self.options.paraphraser_lr,
                 rate_factor=lambda _: 1.0,
-                runs_student=False,
+                student="off",
             ),
             Phase(),
         )

@@ -81,7 +81,7 @@ class SSKD(Method[SSKDOptions]):
                 losses=self.head_losses,
                 parameters=self.teacher_head.parameters,
                 rate_factor=head_rate,
-                runs_student=False,
+                student="off",
             ),
             Phase(),
         )

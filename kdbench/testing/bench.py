@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -15,7 +15,8 @@ from kdbench import registry
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
-from kdbench.method import AnyMethod, Batch, Losses, Mix, Phase, Setup, Viewed, total, trainable
+from kdbench.method import AnyMethod, Batch, Interlude, Losses, Mix, Options, Phase, Setup, Viewed, total, trainable
+from kdbench.modes import evaluating
 from kdbench.options import apply_deviations, deviations_of
 from kdbench.schedule import loss_protocol
 from kdbench.seeds import stream
@@ -23,6 +24,7 @@ from kdbench.testing.failure import CheckFailure
 from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape
 
 CLASSES, BATCH, TRAIN_SIZE, EPOCHS, SIZE = 5, 8, 32, 4, 16
+VALIDATION_SIZE = 2 * BATCH
 STEPS = TRAIN_SIZE // BATCH  # per epoch
 ANCHOR = "fair_baseline"
 PAIR = Pair("kit", "resnet8_w4", ("resnet14_w8",), "digits", "tiny networks for the conformance kit")
@@ -78,13 +80,19 @@ class Bench:
     @cached_property
     def context(self) -> Context:
         """What the method may know when it is built."""
-        return Context(self.info, TRAIN_SIZE, EPOCHS, STEPS, BATCH, seed=0)
+        return Context(self.info, TRAIN_SIZE, EPOCHS, STEPS, BATCH, seed=0, validation_size=VALIDATION_SIZE)
+
+    @cached_property
+    def options(self) -> Options:
+        """The method's options under the kit's protocol."""
+        recommended = self.method_type.recommended(ANCHOR, self.pair)
+        return self.method_type.options_type.model_validate(dict(recommended))
 
     @cached_property
     def anchor(self) -> Anchor:
         """The protocol, with the method's declared deviations."""
         anchor = shipped_anchor(ANCHOR)
-        return apply_deviations(anchor, deviations_of(self.method_type, anchor, self.method_type.options_type()))
+        return apply_deviations(anchor, deviations_of(self.method_type, anchor, self.options))
 
     @property
     def teachers(self) -> tuple[Network, ...]:
@@ -94,7 +102,7 @@ class Bench:
     def build(self) -> AnyMethod:
         """Return the method as the trainer builds it."""
         torch.manual_seed(stream(0, "method"))
-        return self.method_type(self.method_type.options_type(), self.context)
+        return self.method_type(self.options, self.context)
 
     def start(self) -> Run:
         """Return a run before its first step."""
@@ -119,31 +127,38 @@ class Run:
         images = torch.rand(BATCH, *bench.image.dims, generator=draws)
         index = torch.randperm(TRAIN_SIZE, generator=draws)[:BATCH]
         labels, mix = bench.labels[index], None
-        if mixed:
+        if mixed and self.phases[place.phase].mixes:
             partners = torch.randperm(BATCH, generator=draws)
             images, mix = torch.lerp(images[partners], images, 0.7), Mix(labels[partners], 0.7)
         epochs, epoch = self.epochs(place), place.step // STEPS
         turned = [view.turned(images) for view in self.method.views]
         torch.manual_seed(stream(0, "dropout", place.phase, place.step))
         student, *viewed = self._student(place, [images, *turned])
+        taught = self._teach if self.phases[place.phase].teachers else _untaught
+        main = (self._student_epoch(place), EPOCHS) if self.phases[place.phase].is_main else None
         return Batch(
             images=images,
             labels=labels,
             index=index,
             student=student,
-            teachers=self._teach(images),
-            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs, bench.pair.teachers),
+            teachers=taught(images),
+            protocol=loss_protocol(bench.anchor, bench.method_type, epoch, epochs, bench.pair.teachers, main),
             epoch=epoch,
             progress=place.step / STEPS / epochs,
             mix=mix,
-            views=tuple(Viewed(x, f, self._teach(x)) for x, f in zip(turned, viewed, strict=True)),
+            views=tuple(Viewed(x, f, taught(x)) for x, f in zip(turned, viewed, strict=True)),
         )
 
     def _student(self, place: Place, inputs: Sequence[Tensor]) -> list[Features]:
         """Return the student's features of the images and of each view, from one forward pass."""
         if not self.phases[place.phase].runs_student:
             return [Features(torch.empty(BATCH, 0))] * len(inputs)
-        features = self.student(torch.cat(list(inputs)), self.method.taps.student.resolve(self.student.stage_count))
+        trained = self.phases[place.phase].student == "train"
+        if torch.is_grad_enabled():
+            self.student.train(trained)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            taps = self.method.taps.student.resolve(self.student.stage_count)
+            features = self.student(torch.cat(list(inputs)), taps)
         return [features.rows(slice(i * BATCH, (i + 1) * BATCH)) for i in range(len(inputs))]
 
     @torch.no_grad()
@@ -163,11 +178,16 @@ class Run:
 
     def parameters(self, place: Place) -> list[nn.Parameter]:
         """Return what the phase trains."""
-        choose = self.phases[place.phase].parameters
-        return list(choose()) if choose else [*trainable(self.student), *trainable(self.method)]
+        phase = self.phases[place.phase]
+        if phase.groups:
+            return [parameter for group in phase.groups() for parameter in group.parameters()]
+        return list(phase.parameters()) if phase.parameters else [*trainable(self.student), *trainable(self.method)]
 
     def step(self, place: Place) -> None:
-        """Do one optimizer step."""
+        """Do one optimizer step, and what comes before a phase and after an epoch."""
+        if place.step == 0:
+            with torch.no_grad():
+                self.method.before_phase(self._interlude(place, 0, {}))
         optimizer = self.optimizer(place)
         optimizer.zero_grad()
         batch = self.batch(place)
@@ -175,6 +195,24 @@ class Run:
         optimizer.step()
         with torch.no_grad():
             self.method.after_step(batch)
+            if (place.step + 1) % STEPS == 0:
+                means = {"total": 1.0}
+                self.method.after_epoch(self._interlude(place, (place.step + 1) // STEPS, means))
+
+    def _interlude(self, place: Place, epoch: int, means: dict[str, float]) -> Interlude:
+        phase = self.phases[place.phase]
+        accuracy = 50.0 if phase.is_main and epoch else None
+
+        def look(first: int | None) -> Iterator[Batch]:
+            with evaluating(self.student, self.method):
+                for number in range(VALIDATION_SIZE // BATCH)[:first]:
+                    yield self.batch(Place(place.phase, number))
+
+        return Interlude(phase, epoch, self.student, look, means, accuracy)
+
+    def _student_epoch(self, place: Place) -> int:
+        before = sum(phase.epochs or 0 for phase in self.phases[: place.phase] if phase.is_main)
+        return before + place.step // STEPS
 
     def optimizer(self, place: Place) -> torch.optim.Optimizer:
         """Return the optimizer of the phase, a new one when the phase starts."""
@@ -274,3 +312,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"
+
+
+def _untaught(_images: Tensor) -> tuple[Features, ...]:
+    return ()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.method import Losses, Phase, TapRequest, total, trainable
+from kdbench.phases import check_phases as phases_fit
 from kdbench.testing.bench import Bench, Place, Run
 from kdbench.testing.failure import CheckFailure
 from kdbench.testing.outcome import check
@@ -19,7 +20,7 @@ from kdbench.types import Term
 def check_builds(bench: Bench) -> None:
     """The method builds from its default options, and asks only for stages that exist."""
     method = bench.build()
-    if getattr(method, "options", None) != bench.method_type.options_type():
+    if getattr(method, "options", None) != bench.options:
         raise CheckFailure(f"{bench}: its options are not those it was built with; call super().__init__(options, ...)")
     if not isinstance(method.taps, TapRequest):
         raise CheckFailure(f"{bench}: taps is {method.taps!r}; it must be a TapRequest(student=Taps, teachers=Taps)")
@@ -44,12 +45,16 @@ def check_phases(bench: Bench) -> None:
     names = [phase.name for phase in phases]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise CheckFailure(f"{bench}: two phases are named '{repeated[0]}'; give each a name of its own")
-    main = [phase.name for phase in phases if phase.is_main]
-    if len(main) != 1:
+    main = [phase.name for phase in phases if phase.epochs is None]
+    if len(main) != 1 and (main or not any(phase.is_main for phase in phases)):
         raise CheckFailure(
             f"{bench}: {len(main)} phases have epochs=None ({', '.join(main) or 'none'}); exactly one, the main phase, "
             "runs for the anchor's epochs"
         )
+    try:
+        phases_fit(phases, bench.context.epochs)
+    except ValueError as error:
+        raise CheckFailure(f"{bench}: {error}") from None
     for phase in phases:
         _check_phase(bench, phase)
 
@@ -105,11 +110,17 @@ def require_terms(where: str, losses: Losses) -> None:
             )
         if not value.isfinite():
             raise CheckFailure(f"{where}: term '{name}' is {value.item()}; a loss must be finite on ordinary batches")
-        if isinstance(term.weight, bool) or not isinstance(term.weight, int | float) or not math.isfinite(term.weight):
+        if not _is_weight(term.weight):
             raise CheckFailure(
                 f"{where}: the weight of term '{name}' is {_short(term.weight)}; a weight is a finite Python number, "
-                "so that no step waits for the device"
+                "so that no step waits for the device, or, if it depends on the batch, a scalar tensor without gradient"
             )
+
+
+def _is_weight(weight: object) -> bool:
+    if isinstance(weight, Tensor):
+        return weight.ndim == 0 and not weight.requires_grad and bool(weight.isfinite())
+    return not isinstance(weight, bool) and isinstance(weight, int | float) and math.isfinite(weight)
 
 
 def _short(value: object) -> str:

@@ -16,7 +16,7 @@ from kdbench.errors import ConfigError
 from kdbench.method import AnyMethod, Setup
 from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
-from kdbench.records import EpochReport
+from kdbench.records import EpochReport, StepReport
 from kdbench.registry import Registry
 from kdbench.spec import RunSpec
 from kdbench.store import RunFolder
@@ -26,6 +26,7 @@ from kdbench.training.environment import Machine
 from kdbench.training.inputs import BatchStream
 from kdbench.training.lane import Lane
 from kdbench.training.networks import load_teacher, new_network
+from kdbench.training.safe_mode import AS_PLANNED, Settings, effective
 from kdbench.training.teacher_names import artefact_names
 from kdbench.training.trainer import Observer, Progress, Trainer
 from kdbench.types import Context, PairInfo
@@ -40,6 +41,7 @@ class Workplace:
         machine: Device and threads.
         teachers: Store of teacher artefacts.
         data_root: Where datasets live.
+        phase_started: Sees the first step of each phase.
         epoch_ended: Sees each epoch's report.
         progress: Sees progress about once a second.
         should_stop: Asked after every step.
@@ -49,6 +51,7 @@ class Workplace:
     machine: Machine
     teachers: TeacherStore
     data_root: Path
+    phase_started: Callable[[StepReport], None] = lambda _report: None
     epoch_ended: Callable[[EpochReport], None] = lambda _report: None
     progress: Callable[[Progress], None] = lambda _progress: None
     should_stop: Callable[[], bool] = lambda: False
@@ -56,12 +59,13 @@ class Workplace:
 
 @dataclass
 class Trained:
-    """A lane after its training, with what it was trained on and with."""
+    """A lane after its training, with what it was trained on and with, and in what not as its anchor says."""
 
     lane: Lane
     folder: RunFolder
     data: CohortData
     teachers: tuple[TeacherManifest, ...]
+    settings: Settings
     from_epoch: int = 0
     set_aside: tuple[str, ...] = ()
 
@@ -71,6 +75,7 @@ def train_cohort(
     folders: Sequence[RunFolder],
     workplace: Workplace,
     method_of: Callable[[RunSpec], type[AnyMethod]],
+    settings: Settings = AS_PLANNED,
 ) -> list[Trained]:
     """Train runs that share dataset, anchor, teachers and seed; the caller holds their locks.
 
@@ -79,6 +84,7 @@ def train_cohort(
         folders: Where each is kept.
         workplace: With what.
         method_of: Class of a spec's method.
+        settings: In what they are computed otherwise than their anchor says; the caller has applied its switches.
 
     Returns:
         The lanes at their end: finished, diverged or failed.
@@ -97,11 +103,12 @@ def train_cohort(
     teachers = [_teacher(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
     entries = [
-        _start(spec, folder, data, batches, (manifests, teachers), workplace, method_of(spec))
+        _start(spec, folder, data, batches, (manifests, teachers), workplace, method_of(spec), settings)
         for spec, folder in zip(specs, folders, strict=True)
     ]
     observer = Observer(
         save=_saver(entries),
+        phase_started=workplace.phase_started,
         epoch_ended=workplace.epoch_ended,
         progress=workplace.progress,
         should_stop=workplace.should_stop,
@@ -166,6 +173,7 @@ def _start(
     taught_by: tuple[Sequence[TeacherManifest], Sequence[Network]],
     workplace: Workplace,
     method: type[AnyMethod],
+    settings: Settings,
 ) -> Trained:
     """Build a lane and bring it to where its last checkpoint left it."""
     manifests, teachers = taught_by if spec.teachers else ((), ())
@@ -184,14 +192,16 @@ def _start(
         steps_per_epoch=batches.steps,
         batch_size=max(1, batches.batch_size // anchor.step.accumulate),
         seed=spec.seed,
+        validation_size=0 if data.validation is None else len(data.validation),
+        freezing=anchor.freezing.use_partial_freeze,
     )
     labels = data.train.labels.to(device, copy=True)  # a copy: the batch stream may hold the same memory
-    lane = Lane(spec, method, student, context, device, Setup(labels, tuple(teachers)))
-    entry = Trained(lane, folder, data, tuple(manifests))
+    lane = Lane(spec, method, student, context, device, Setup(labels, tuple(teachers)), effective(anchor, settings))
+    entry = Trained(lane, folder, data, tuple(manifests), settings)
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = checkpoints.newest() if lane.active else None
     if state is not None:
-        _check_resumable(state, spec, entry.teachers, workplace.machine)
+        _check_resumable(state, spec, _identity(spec, entry.teachers, workplace.machine, settings))
         try:
             lane.load(state)
         except Exception as error:
@@ -201,19 +211,18 @@ def _start(
     return entry
 
 
-def _check_resumable(
-    state: dict[str, object], spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machine
-) -> None:
-    identity = _identity(spec, teachers, machine)
+def _check_resumable(state: dict[str, object], spec: RunSpec, identity: dict[str, object]) -> None:
     for key, value in identity.items():
-        if state[key] != value:
+        if state.get(key, {}) != value:  # one without settings is from before there were any
             raise ConfigError(
-                f"run {spec.run_id}: was started with {key} {state[key]!r}, now it is {value!r}; it would not end "
+                f"run {spec.run_id}: was started with {key} {state.get(key)!r}, now it is {value!r}; it would not end "
                 "with the same bits. Go on as it was started, or choose another --out"
             )
 
 
-def _identity(spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machine) -> dict[str, object]:
+def _identity(
+    spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machine, settings: Settings
+) -> dict[str, object]:
     return {
         "config_sha256": spec.config_sha256,
         "teachers": [teacher.sha256 for teacher in teachers],
@@ -223,6 +232,7 @@ def _identity(spec: RunSpec, teachers: Sequence[TeacherManifest], machine: Machi
         "numpy": np.__version__,
         "kdbench": __version__,
         "plugin": spec.plugin.file_sha256,
+        "settings": dict(settings),
     }
 
 
@@ -232,7 +242,7 @@ def _saver(entries: Sequence[Trained]) -> Callable[[Lane], None]:
     def save(lane: Lane) -> None:
         entry = by_lane[id(lane)]
         machine = Machine(lane.device, torch.get_num_threads())
-        state = {**lane.state(), **_identity(lane.spec, entry.teachers, machine)}
+        state = {**lane.state(), **_identity(lane.spec, entry.teachers, machine, entry.settings)}
         CheckpointFolder(entry.folder.checkpoints).save(state, lane.position.as_tuple())
         entry.folder.write_epochs(lane.history)
 

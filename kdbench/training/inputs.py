@@ -82,18 +82,18 @@ class BatchStream:
     def _draw_offsets(self, draws: torch.Generator) -> Tensor:
         return torch.randint(2 * self.padding + 1, (2, self.size), generator=draws)
 
-    def batch(self, epoch: int | str, step: int) -> Inputs:
-        """Return the batch of a step of an epoch (0-based; other phases name theirs)."""
+    def batch(self, epoch: int | str, step: int, *, mixed: bool = True) -> Inputs:
+        """Return the batch of a step of an epoch (0-based; other phases name theirs), mixed if the anchor says so."""
         if epoch != self._epoch:
             self.start_epoch(epoch)
         at = self._rows_of(step)
         down, across = self._window(at, self._offsets, self._mirrored)
         images = self._padded(at, down, across).float().div_(255)
         labels = self.labels[at]
-        if self._mixes is None:
+        if self._mixes is None or not mixed:
             return Inputs(images, labels, at, None)
-        mixed, mix = apply_mix(self._mixes[step], images, labels)
-        return Inputs(mixed, labels, at, mix)
+        images, mix = apply_mix(self._mixes[step], images, labels)
+        return Inputs(images, labels, at, mix)
 
     def view(self, view: View, epoch: int | str, step: int) -> Tensor:
         """Return one view (N, C, H, W) of a step's images: mirrored as they are, turned, cropped anew, mixed alike."""

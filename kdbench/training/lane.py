@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.backbones import freezing
 from kdbench.backbones.base import Network
-from kdbench.datasets.base import Split
+from kdbench.backbones.freezing import FreezeLevel
+from kdbench.config.schema import Anchor
 from kdbench.evaluation import evaluate
 from kdbench.method import (
     AnyMethod,
@@ -19,7 +22,6 @@ from kdbench.method import (
     Method,
     Mix,
     Options,
-    Phase,
     Setup,
     Supervised,
     Viewed,
@@ -28,21 +30,25 @@ from kdbench.method import (
     trainable,
 )
 from kdbench.options import apply_deviations
-from kdbench.records import EpochReport
-from kdbench.schedule import Within, loss_protocol, phase_rate
+from kdbench.records import EpochReport, StepReport
+from kdbench.schedule import loss_protocol
 from kdbench.seeds import stream
 from kdbench.spec import RunSpec
+from kdbench.training.average import Average
+from kdbench.training.course import Course
 from kdbench.training.inputs import Inputs
-from kdbench.training.meters import Counters, Glimpse, Meters, Position
-from kdbench.training.optimizer import make_optimizer
-from kdbench.training.precision import autocast, in_float32, loss_scaler
+from kdbench.training.interludes import after_epoch, before_phase
+from kdbench.training.looking import Onlooker
+from kdbench.training.meters import Counters, Glimpse, Meters, Position, reportable
+from kdbench.training.optimizer import Optimizers, set_rate
+from kdbench.training.precision import Runner, loss_scaler
 from kdbench.training.stopping import Best
 from kdbench.types import Context, Features
 
 State = dict[str, Any]
 
 
-class Lane:
+class Lane(Course):
     """One student, its method, optimizer and counters.
 
     Args:
@@ -52,6 +58,7 @@ class Lane:
         context: What the method may know.
         device: Where to train.
         setup: What the method may look at before its first step.
+        anchor: The protocol as it is computed; None = as the spec says.
     """
 
     def __init__(
@@ -62,9 +69,10 @@ class Lane:
         context: Context,
         device: torch.device,
         setup: Setup,
+        anchor: Anchor | None = None,
     ) -> None:
         self.spec, self.device, self.context = spec, device, context
-        self.anchor = apply_deviations(spec.anchor, spec.deviations)
+        self.anchor = anchor or apply_deviations(spec.anchor, spec.deviations)
         self.student = student
         self.scaler = loss_scaler(self.anchor.step.precision, device)
         self.meters = Meters()
@@ -74,6 +82,10 @@ class Lane:
         self.failed_in = ""
         self.unsaved = 0  # checkpoints that could not be written
         self.diverged = ""
+        self.looking = False  # whether the method is looking at the validation split
+        self._weights: dict[str, float | Tensor] = {}  # of the loss terms of the last step
+        self.run = Runner(lambda: self.precision, device)
+        setup = replace(setup, run=self.run)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream(spec.seed, "method"))
@@ -93,33 +105,21 @@ class Lane:
         self.student_taps = self.method.taps.student.resolve(self.student.stage_count)
         of, teachers = self.method.taps.of_teacher, enumerate(self.context.teachers)
         self.teacher_taps = tuple(of(index).resolve(len(teacher.stages)) for index, teacher in teachers)
-        self.average = self._new_average()
+        decay = self.anchor.step.ema_decay
+        self.average = Average(self.student, self.method, decay) if decay else None
         self.best = Best(self.anchor.stopping)
         self.position = Position()
-        self._skip_empty_phases()
-        self.optimizer = self._new_optimizer()
+        self.skip_empty_phases()
+        self.optimizers = Optimizers(self.anchor.optimizer, trainable(self.student))
+        self._trained = [*trainable(self.student), *trainable(self.method)]  # unless a phase says otherwise
+        self.optimizer = self._phase_optimizer()
 
     def fail(self, error: Exception, where: str = "") -> None:
         """End the lane for a fault of its method, by default in the running epoch."""
         self.failure = error
         self.failed_in = where or f"phase '{self.phase.name}', epoch {self.position.epoch + 1}"
 
-    # --- phases and epochs -------------------------------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """The running phase."""
-        return self.phases[self.position.phase]
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of the running phase."""
-        return self.anchor.schedule.epochs if self.phase.epochs is None else self.phase.epochs
-
-    @property
-    def finished(self) -> bool:
-        """Whether all phases are done."""
-        return self.position.phase >= len(self.phases)
+    # --- epochs --------------------------------------------------------------------------------------------------
 
     @property
     def active(self) -> bool:
@@ -127,49 +127,49 @@ class Lane:
         return not (self.finished or self.diverged or self.failure)
 
     @property
-    def stream_key(self) -> int | str:
-        """Key of the epoch's data order: the main phase's is the same for all methods."""
-        return self.position.epoch if self.phase.is_main else f"{self.phase.name}:{self.position.epoch}"
-
-    def rate(self, step: int = 0) -> float:
-        """Return the learning rate of the running epoch, at its first step or another one."""
-        base = self.anchor.learning_rate_of(self.spec.student)
-        within = Within(step, self.context.steps_per_epoch, self.accuracies)
-        return phase_rate(self.anchor.schedule, self.phase, base, self.position.epoch, self.epochs, within)
+    def taught(self) -> bool:
+        """Whether the shared teachers run in this phase."""
+        return self.method.uses_teacher and self.phase.teachers
 
     @property
-    def accuracies(self) -> list[float]:
-        """Validation accuracies of the main phase so far, in percent."""
-        return [r.validation_accuracy for r in self.history if r.validation_accuracy is not None]
+    def precision(self) -> str:
+        """Precision of the networks, as things stand."""
+        return "fp32" if self.looking or self.phase.full_precision else self.anchor.step.precision
 
-    def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def start_epoch(self) -> None:
-        """Set the epoch's learning rate and train mode; needed after a resume as well."""
-        self._set_rate(self.rate())
-        self.student.train()
+    def start_epoch(self, onlooker: Onlooker) -> None:
+        """Set the epoch's learning rate and modes; needed after a resume as well."""
+        if self.position.epoch == self.position.step == 0:
+            before_phase(self, onlooker)
+        set_rate(self.optimizer, self.rate())
+        self.student.train(self.phase.student == "train")
         self.method.train()
+        if any(phase.freeze for phase in self.phases):
+            freezing.apply(self.student, self.phase.freeze or FreezeLevel())
 
-    def end_epoch(self, validation: Split | None, test_accuracy: float | None) -> EpochReport:
+    def end_epoch(self, onlooker: Onlooker, test_accuracy: float | None) -> EpochReport:
         """Report the epoch and step to the next one; a non-finite loss ends the lane as diverged."""
-        means = self.meters.means()
-        accuracy = means.pop("correct", None)
+        means, notes = self.meters.losses.means(), self.meters.notes.means()
+        correct = means.pop("correct", None)
         if not all(map(math.isfinite, means.values())):
             self.diverged = f"non-finite loss in phase '{self.phase.name}', epoch {self.position.epoch + 1}"
+        accuracy = self._validation_accuracy(onlooker)
+        seconds = self.meters.seconds  # what the method does now is part of the run's cost, not of the epoch's speed
+        own = {} if self.diverged else after_epoch(self, onlooker, {**means, **notes}, accuracy)
         report = EpochReport(
             run_id=self.spec.run_id,
             phase=self.phase.name,
             epoch=self.position.epoch,
             epochs=self.epochs,
+            number=len(self.history),
+            student_epoch=self.student_epoch if self.phase.is_main and self.phase.epochs is not None else None,
             learning_rate=self.rate(),
-            losses={name: value if math.isfinite(value) else None for name, value in means.items()},
-            train_accuracy=None if accuracy is None else 100 * accuracy,
-            validation_accuracy=self._accuracy_on(validation),
+            losses=reportable(means),
+            metrics={**reportable(notes), **own},
+            train_accuracy=None if correct is None else 100 * correct,
+            validation_accuracy=accuracy,
             test_accuracy=test_accuracy,
-            images_per_second=self.meters.images / max(self.meters.seconds, 1e-9),
-            seconds=self.meters.seconds,
+            images_per_second=self.meters.images / max(seconds, 1e-9),
+            seconds=seconds,
         )
         self.history.append(report)
         self.meters = Meters()
@@ -182,45 +182,48 @@ class Lane:
         return report
 
     def _kept(self) -> list[nn.Module]:
-        return [self.student, self.method, *([] if self.average is None else [self.average])]
+        return [self.student, self.method, *([] if self.average is None else [self.average.model])]
 
     def _next_phase(self) -> None:
         self.position = Position(self.position.phase + 1)
-        self._skip_empty_phases()
+        self.skip_empty_phases()
+        self.optimizers.forget(self.phases[: self.position.phase], self.phases[self.position.phase :])
         if not self.finished:
-            self.optimizer = self._new_optimizer()
-            if self.average is not None and self.phase.is_main:
+            self.optimizer = self._phase_optimizer()
+            if self.average is not None and self.phase.is_main and self.student_epoch == 0:
                 # Weights from before the main phase, initial ones mostly, are no part of the average.
-                self.average.n_averaged.zero_()
+                self.average.restart()
 
-    def _skip_empty_phases(self) -> None:
-        while not self.finished and self.epochs == 0:
-            self.position.phase += 1
-
-    def _accuracy_on(self, split: Split | None) -> float | None:
-        if split is None or not self.phase.is_main:
+    def _validation_accuracy(self, onlooker: Onlooker) -> float | None:
+        if onlooker.validation is None or not self.phase.is_main:
             return None
-        return evaluate(self.deployed(), split, self.device, self.anchor.evaluation.batch_size).accuracy
+        return evaluate(self.deployed(), onlooker.validation, self.device, onlooker.batch_size).accuracy
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    def step(self, inputs: Inputs, teachers: Sequence[Features], views: Sequence[Glimpse] = ()) -> None:
-        """Do one optimizer step on a batch; teachers' features and views are those of the whole batch."""
+    def step(self, inputs: Inputs, teachers: Sequence[Features], views: Sequence[Glimpse] = ()) -> StepReport | None:
+        """Do one optimizer step on a batch and return what the first one of a phase showed.
+
+        Args:
+            inputs: The batch.
+            teachers: Their features of all its images.
+            views: Further inputs, likewise.
+        """
         started = time.perf_counter()
         # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
         torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
         chunks = min(self.anchor.step.accumulate, len(inputs.labels))
         count = len(inputs.labels)
         if self.anchor.schedule.name == "onecycle":
-            self._set_rate(self.rate(self.position.step))
+            set_rate(self.optimizer, self.rate(self.position.step))
         self.optimizer.zero_grad(set_to_none=True)
-        batches = []
+        batches, sound = [], torch.ones((), dtype=torch.bool, device=self.device)
         for part in range(chunks):  # as equal as possible, so that no part is down to one image
             rows = slice(part * count // chunks, (part + 1) * count // chunks)
             batch = self._forward(inputs, teachers, views, rows, whole=chunks == 1)
-            self._backward(batch, share=len(batch.labels) / count)
+            sound = sound & self._backward(batch, share=len(batch.labels) / count)
             batches.append(batch)
-        self._update()
+        self._update(sound)
         with torch.no_grad():
             for batch in batches:
                 self.method.after_step(batch)
@@ -228,7 +231,21 @@ class Lane:
         self.meters.images += count
         self.counters.images += count
         self.counters.student_forwards += count * (1 + len(views)) if self.phase.runs_student else 0
+        self.counters.teacher_forwards += count * self.phase.own_forwards
         self.spend(time.perf_counter() - started)
+        return self._opening() if self.position.epoch == 0 and self.position.step == 1 else None
+
+    def _opening(self) -> StepReport:
+        """Return what the phase's first step showed; reading it waits for the device, once a phase."""
+        means = self.meters.losses.means()
+        means.pop("correct", None)
+        return StepReport(
+            run_id=self.spec.run_id,
+            phase=self.phase.name,
+            losses=reportable(means),
+            weights={name: float(weight) for name, weight in self._weights.items()},
+            metrics=reportable(self.meters.notes.means()),
+        )
 
     def spend(self, seconds: float) -> None:
         """Add to the training time of the epoch and the run."""
@@ -250,85 +267,82 @@ class Lane:
             mix = Mix(mix.labels[part], mix.share) if mix else None
             teachers = [features.rows(part) for features in teachers]
             views = [Glimpse(v.images[part], tuple(f.rows(part) for f in v.teachers)) for v in views]
-        student, *turned = self._student(images, [view.images for view in views])
+        student, *turned = self.run_student(images, [view.images for view in views])
+        seen = tuple(Viewed(v.images, f, v.teachers) for v, f in zip(views, turned, strict=True))
+        return self.batch_of(Inputs(images, inputs.labels[part], inputs.index[part], mix), student, teachers, seen)
+
+    def batch_of(
+        self, inputs: Inputs, student: Features, teachers: Sequence[Features], views: tuple[Viewed, ...] = ()
+    ) -> Batch:
         epoch, epochs = self.position.epoch, self.epochs
+        main = (self.student_epoch, self.anchor.schedule.epochs) if self.phase.is_main else None
+        count = len(inputs.labels)
         return Batch(
-            images=images,
-            labels=inputs.labels[part],
-            index=inputs.index[part],
+            images=inputs.images,
+            labels=inputs.labels,
+            index=inputs.index,
             student=student,
             teachers=tuple(teachers),
-            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs, self.spec.teachers),
+            protocol=loss_protocol(self.anchor, type(self.method), epoch, epochs, self.spec.teachers, main),
             epoch=epoch,
             progress=(epoch + self.position.step / self.context.steps_per_epoch) / epochs,
-            mix=mix,
-            views=tuple(Viewed(v.images, f, v.teachers) for v, f in zip(views, turned, strict=True)),
+            mix=inputs.mix,
+            views=views,
+            notes=lambda name, value, weight: self.meters.notes.add(name, value, weight * count),
         )
 
-    def _student(self, images: Tensor, views: Sequence[Tensor]) -> list[Features]:
+    def run_student(self, images: Tensor, views: Sequence[Tensor]) -> list[Features]:
         """Return the student's features of the images and of each view, from one forward pass."""
         if not self.phase.runs_student:
             return [Features(images.new_empty(len(images), 0))] * (1 + len(views))
-        with autocast(self.anchor.step.precision, self.device):
-            features = self.student(torch.cat([images, *views]) if views else images, self.student_taps)
-        features = in_float32(features)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.phase.student == "train"):
+            features = self.run(self.student, torch.cat([images, *views]) if views else images, self.student_taps)
         if not views:
             return [features]
         count = len(images)
         return [features.rows(slice(i * count, (i + 1) * count)) for i in range(1 + len(views))]
 
-    def _backward(self, batch: Batch, *, share: float) -> None:
+    def _backward(self, batch: Batch, *, share: float) -> Tensor:
+        """Add a batch's gradient and meter it; return whether its loss is finite, as a tensor."""
         losses = (self.phase.losses or self.method.losses)(batch)
         loss = total(losses)
         self.scaler.scale(loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
-        count = len(batch.labels)
+        self._weights = {name: term.weight for name, term in losses.items()}
+        sound, weight = torch.isfinite(loss.detach()), float(len(batch.labels))
+        # Where steps may be left out, their terms are no part of the means.
+        weighed = sound * weight if self.phase.skips_nonfinite else weight
         for name, term in losses.items():
-            self.meters.add(name, term.value, count)
-        self.meters.add("total", loss, count)
+            self.meters.losses.add(name, term.value, weighed)
+        self.meters.losses.add("total", loss, weighed)
         # Where something else than the student is deployed, the student's own logits say nothing of it.
         if batch.mix is None and self.phase.runs_student and type(self.method).deploy is Method.deploy:
-            self.meters.add("correct", (batch.student.logits.argmax(1) == batch.labels).sum())
+            self.meters.losses.count(
+                "correct", (batch.student.logits.argmax(1) == batch.labels).sum(), len(batch.labels)
+            )
+        return sound
 
-    def _update(self) -> None:
+    def _update(self, sound: Tensor) -> None:
         clip = self.anchor.step.grad_clip_norm
         if clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], clip)
+        if self.phase.skips_nonfinite and not self.scaler.is_enabled():
+            # What fused optimizers look at before they change anything: nothing waits for the device.
+            self.optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.meters.notes.add("skipped_steps", ~sound, 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self._follow(self.average)
-
-    def _follow(self, average: torch.optim.swa_utils.AveragedModel) -> None:
-        """Bring the average up to date; in a phase without the student, the method's part alone, as it is."""
-        if self.phase.runs_student:
-            average.update_parameters(self._averaged())
-        else:
-            cast("nn.ModuleList", average.module)[1].load_state_dict(self.method.state_dict())
-
-    # --- what is evaluated -------------------------------------------------------------------------------------
+            self.average.follow(trained=self.phase.student == "train")
 
     def deployed(self) -> nn.Module:
         """Return what is evaluated and exported: the method's deployment of the (averaged) student."""
-        if self.average is None:
-            return self.method.deploy(self.student)
-        student, method = cast("nn.ModuleList", self.average.module)
-        return cast("AnyMethod", method).deploy(student)
+        student, method = (self.student, self.method) if self.average is None else self.average.modules()
+        return method.deploy(student)
 
-    def _averaged(self) -> nn.Module:
-        return nn.ModuleList([self.student, self.method])
-
-    def _new_average(self) -> torch.optim.swa_utils.AveragedModel | None:
-        decay = self.anchor.step.ema_decay
-        if not decay:
-            return None
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        return torch.optim.swa_utils.AveragedModel(self._averaged(), multi_avg_fn=average, use_buffers=True)
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        choose: Callable[[], Any] | None = self.phase.parameters
-        chosen = list(choose()) if choose else [*trainable(self.student), *trainable(self.method)]
-        return make_optimizer(self.anchor.optimizer, chosen, self.rate())
+    def _phase_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers.of(self.phase, self._trained, self.rate())
 
     # --- checkpoint --------------------------------------------------------------------------------------------
 
@@ -339,10 +353,10 @@ class Lane:
             "position": list(self.position.as_tuple()),
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state(),
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "meters": {"sums": dict(self.meters.sums), "images": self.meters.images, "seconds": self.meters.seconds},
+            "average": None if self.average is None else self.average.model.state_dict(),
+            "meters": self.meters.state(),
             "counters": vars(self.counters).copy(),
             "history": [report.model_dump_json() for report in self.history],
             "diverged": self.diverged,
@@ -355,14 +369,12 @@ class Lane:
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
         if not self.finished:
-            self.optimizer = self._new_optimizer()
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizers.load(state["optimizers"], self.phases, self._trained)
+            self.optimizer = self._phase_optimizer()
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        meters = state["meters"]
-        sums = {name: value.to(self.device) for name, value in meters["sums"].items()}
-        self.meters = Meters(sums, meters["images"], meters["seconds"])
+            self.average.model.load_state_dict(state["average"])
+        self.meters = Meters.of(state["meters"], self.device)
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
         self.diverged, self.best.state = state["diverged"], state["best"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,23 +34,79 @@ class Glimpse:
     teachers: tuple[Features, ...]
 
 
+class Averages:
+    """Weighted means by name; the sums stay on the device, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float | Tensor] = {}
+
+    def add(self, name: str, value: Tensor | float, weight: float | Tensor) -> None:
+        """Add a scalar, without its gradient; where the weight is 0 the value does not matter, even if it is NaN."""
+        number = torch.as_tensor(value).detach()
+        if isinstance(weight, Tensor):
+            weight = weight.detach().double()
+            number = torch.where(weight > 0, number, torch.zeros_like(number))
+        elif weight == 0:
+            return
+        self._open(name, number.device)
+        if isinstance(weight, Tensor):
+            self._sums[name].add_(number * weight)
+        else:
+            self._sums[name].add_(number, alpha=weight)
+        self._weights[name] = self._weights[name] + weight
+
+    def count(self, name: str, found: Tensor, of: int) -> None:
+        """Add an exact count of things found among so many."""
+        self._open(name, found.device)
+        self._sums[name].add_(found)
+        self._weights[name] = self._weights[name] + of
+
+    def _open(self, name: str, device: torch.device) -> None:
+        if name not in self._sums:
+            self._sums[name] = torch.zeros((), dtype=torch.float64, device=device)
+            self._weights[name] = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Return sums divided by weights, of what has any."""
+        return {name: float(self._sums[name]) / w for name, weight in self._weights.items() if (w := float(weight)) > 0}
+
+    def state(self) -> dict[str, list[float | Tensor]]:
+        """Return sum and weight of each name."""
+        return {name: [value, self._weights[name]] for name, value in self._sums.items()}
+
+    def load(self, state: dict[str, list[float | Tensor]], device: torch.device) -> None:
+        """Continue from a state."""
+        moved = {name: [p.to(device) if isinstance(p, Tensor) else p for p in pair] for name, pair in state.items()}
+        self._sums = {name: torch.as_tensor(pair[0]) for name, pair in moved.items()}
+        self._weights = {name: pair[1] for name, pair in moved.items()}
+
+
 @dataclass
 class Meters:
-    """Sums over the running epoch; they stay on the device, so that no step waits for it."""
+    """What the running epoch has shown: means of the loss terms and of the method's notes, images, seconds."""
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    losses: Averages = field(default_factory=Averages)
+    notes: Averages = field(default_factory=Averages)
     images: int = 0
     seconds: float = 0.0
 
-    def add(self, name: str, value: Tensor, times: int = 1) -> None:
-        """Add ``times * value`` of a scalar, without its gradient."""
-        if name not in self.sums:
-            self.sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
-        self.sums[name].add_(value.detach(), alpha=times)
+    def state(self) -> dict[str, Any]:
+        """Return everything."""
+        return {
+            "losses": self.losses.state(),
+            "notes": self.notes.state(),
+            "images": self.images,
+            "seconds": self.seconds,
+        }
 
-    def means(self) -> dict[str, float]:
-        """Return every sum divided by the images seen."""
-        return {name: float(value) / max(1, self.images) for name, value in self.sums.items()}
+    @classmethod
+    def of(cls, state: dict[str, Any], device: torch.device) -> Self:
+        """Return the meters of a state."""
+        meters = cls(images=state["images"], seconds=state["seconds"])
+        meters.losses.load(state["losses"], device)
+        meters.notes.load(state["notes"], device)
+        return meters
 
 
 @dataclass
@@ -58,3 +117,13 @@ class Counters:
     images: int = 0
     student_forwards: int = 0
     teacher_forwards: float = 0.0
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it."""
+    return float(value) if math.isfinite(value) else None
+
+
+def reportable(means: Mapping[str, float]) -> dict[str, float | None]:
+    """Return numbers as JSON can hold them."""
+    return {name: finite(value) for name, value in means.items()}

@@ -1,30 +1,115 @@
-"""The anchor's optimizer over student and helper parameters alike."""
+"""The optimizers of a lane: the anchor's over student and helpers, and those that phases bring."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from kdbench.config.schema import Optimizer
+from kdbench.phases import Group, Phase
+
+FACTOR = "factor"  # key of a parameter group: its learning rate is so many times the phase's
 
 
-def make_optimizer(config: Optimizer, parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+def make_optimizer(config: Optimizer, groups: Sequence[Any], rate: float) -> torch.optim.Optimizer:
     """Return the optimizer; fused kernels, since they do the same arithmetic in one pass over the weights.
 
     Args:
-        config: The anchor's optimizer section.
-        parameters: What is trained; weight decay holds for all of it.
+        config: Kind and settings; its ``lr`` is not read.
+        groups: Parameters, or groups of them in torch's form.
         rate: Initial learning rate.
     """
+    decay = config.weight_decay
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters,
-        lr=rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+        return torch.optim.AdamW(groups, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
+    nesterov = config.nesterov
+    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay, fused=True)
+
+
+class Optimizers:
+    """The optimizers of a lane; parts of the main phase share one, and so do phases that continue another.
+
+    Args:
+        config: The anchor's optimizer section.
+        student: The student's parameters that are trained at all, frozen for a while or not.
+    """
+
+    def __init__(self, config: Optimizer, student: Sequence[nn.Parameter]) -> None:
+        self.config = config
+        self._of_student = {id(parameter) for parameter in student}
+        self._made: dict[str, torch.optim.Optimizer] = {}
+
+    def of(self, phase: Phase, everything: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        """Return the optimizer of a phase, a new one if the phase is the first that uses it.
+
+        Args:
+            phase: The phase.
+            everything: What is trained if the phase does not say.
+            rate: Its learning rate.
+
+        Raises:
+            ValueError: If the main phase trains the student otherwise than the anchor says.
+        """
+        key = phase.optimizer_key
+        if key not in self._made:
+            groups = self._groups(phase, everything)
+            self._made[key] = make_optimizer(phase.optimizer or self.config, groups, rate)
+        return self._made[key]
+
+    def _groups(self, phase: Phase, everything: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        if phase.groups is None:
+            chosen = phase.parameters() if phase.parameters else everything
+            return [{"params": list(chosen), FACTOR: 1.0}]
+        groups = phase.groups()
+        if phase.is_main:
+            self._keep_the_anchor(phase, groups)
+        decays = [{} if group.weight_decay is None else {"weight_decay": group.weight_decay} for group in groups]
+        made = [
+            {"params": list(group.parameters()), FACTOR: group.rate, **decay}
+            for group, decay in zip(groups, decays, strict=True)
+        ]
+        return [group for group in made if group["params"]]
+
+    def _keep_the_anchor(self, phase: Phase, groups: Sequence[Group]) -> None:
+        for group in groups:
+            own = group.rate == 1 and group.weight_decay is None
+            if not own and any(id(parameter) in self._of_student for parameter in group.parameters()):
+                raise ValueError(
+                    f"phase '{phase.name}': a group gives parameters of the student a rate factor {group.rate:g} or a "
+                    "weight decay of their own; the anchor has both, so declare a Deviation"
+                )
+
+    def forget(self, done: Sequence[Phase], left: Sequence[Phase]) -> None:
+        """Let go of optimizers that no phase still to come uses."""
+        wanted = {phase.optimizer_key for phase in left}
+        for phase in done:
+            if phase.optimizer_key not in wanted:
+                self._made.pop(phase.optimizer_key, None)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of every optimizer in use."""
+        return {key: optimizer.state_dict() for key, optimizer in self._made.items()}
+
+    def load(self, state: dict[str, Any], phases: Sequence[Phase], everything: Sequence[nn.Parameter]) -> None:
+        """Continue from a state.
+
+        Args:
+            state: What :meth:`state` returned.
+            phases: All phases of the lane.
+            everything: What phases train that do not say.
+        """
+        self._made.clear()
+        for key, saved in state.items():
+            first = next(phase for phase in phases if phase.optimizer_key == key)
+            self.of(first, everything, 0.0).load_state_dict(saved)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, times its factor in each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[FACTOR]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Self
 
 import torch
+from torch import Tensor, nn
 
-from kdbench.types import Features
+from kdbench.types import Features, Taps
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,3 +36,25 @@ def in_float32(features: Features) -> Features:
         tuple(stage.float() for stage in features.pre_stages),
         features.indices,
     )
+
+
+class Runner:
+    """Runs networks as a lane does.
+
+    Args:
+        precision: Says in which precision, at the time.
+        device: Where.
+    """
+
+    def __init__(self, precision: Callable[[], str], device: torch.device) -> None:
+        self._precision, self._device = precision, device
+
+    def __call__(self, network: nn.Module, images: Tensor, taps: Taps) -> Features:
+        """Return a network's features of images (N, C, H, W) in [0, 1], in float32."""
+        with autocast(self._precision(), self._device):
+            said: Features = network(images, taps)
+        return in_float32(said)
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Return itself: a method that keeps it may be copied, but not the lane behind it."""
+        return self

@@ -26,6 +26,7 @@ from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained
 from kdbench.training.environment import Machine
 from kdbench.training.lane import Lane
+from kdbench.training.retry import told
 from kdbench.training.trainer import SCORED_EPOCHS
 
 CHANCE_FACTOR = 2  # a final accuracy of at most twice chance counts as diverged
@@ -41,29 +42,39 @@ class Measured:
     cost: Cost
 
 
+def measure(trained: Trained, machine: Machine, store: TeacherStore) -> Measured | None:
+    """Return what a lane deploys and how good it is; None if the lane failed, in training or now.
+
+    Args:
+        trained: The lane at its end.
+        machine: Where it ran.
+        store: Where its teachers' predictions are.
+    """
+    if trained.lane.failure is not None:
+        return None
+    try:
+        return _measure(trained, machine, store)
+    except KdbenchError:
+        raise
+    except Exception as error:  # what a plugin deploys may break as well
+        trained.lane.fail(error, "the final evaluation")
+        return None
+
+
 def finish(
-    trained: Trained, machine: Machine, store: TeacherStore, attempts: Sequence[Attempt], ended_at: str
+    trained: Trained, measured: Measured | None, machine: Machine, attempts: Sequence[Attempt], ended_at: str
 ) -> Record:
     """Write the results of a lane and return its record; the checkpoints go when the record is safe.
 
     Args:
         trained: The lane at its end, whatever end.
+        measured: What ``measure`` found.
         machine: Where it ran.
-        store: Where its teachers' predictions are.
         attempts: All starts of this run, the last one still without an end.
         ended_at: ISO time.
     """
     lane, folder = trained.lane, trained.folder
     status, reason = outcome(lane)
-    measured: Measured | None = None
-    if status != "infra_failed":
-        try:
-            measured = _measure(trained, machine, store)
-        except KdbenchError:
-            raise
-        except Exception as error:  # what a plugin deploys may break as well
-            lane.fail(error, "the final evaluation")
-            status, reason = outcome(lane)
     if measured is not None:
         accuracy = measured.predictions.accuracy
         floor = learned_nothing_below(trained.data.info.occurring, lane.anchor.schedule.epochs)
@@ -76,9 +87,10 @@ def finish(
     detail = "; ".join([reason, *(f"damaged checkpoint set aside: {name}" for name in trained.set_aside)]).strip("; ")
     if lane.unsaved:
         detail = f"{detail}; {lane.unsaved} checkpoints could not be saved".strip("; ")
-    closed = Attempt(
-        started_at=last.started_at, ended_at=ended_at, outcome=detail or status, from_epoch=trained.from_epoch
-    )
+    said = {"ended_at": ended_at, "outcome": detail or status, "from_epoch": trained.from_epoch}
+    closed = last.model_copy(update=said)
+    if status != "ok":
+        reason = told(reason, attempts)
     record = _record(trained, machine, status, reason, (*attempts[:-1], closed), measured)
     folder.write_record(record)
     if status != "infra_failed":  # a failed run may be tried again from where it was
@@ -160,7 +172,7 @@ def _record(
         ece=_finite(predictions.ece) if predictions else None,
         agreement_with_teacher=measured.agreement if measured else None,
         cost=measured.cost if measured else None,
-        environment=machine.describe(spec.anchor.step.precision),
+        environment=machine.describe(lane.anchor.step.precision),
         started_at=attempts[0].started_at,
         ended_at=attempts[-1].ended_at,
         attempts=attempts,

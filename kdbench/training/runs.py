@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from pathlib import Path
 
-from kdbench.errors import ConfigError, KdbenchError
-from kdbench.files import set_aside, write_atomic
-from kdbench.records import Attempt, Environment, Record
+from kdbench.errors import ConfigError
+from kdbench.files import set_aside
+from kdbench.records import Environment, Record
 from kdbench.spec import RunSpec
 from kdbench.store import RECORD, SPEC, RunFolder, RunStore
+from kdbench.training import attempts, retry
+from kdbench.training.attempts import Attempts, now
 from kdbench.training.cohort import Trained, Workplace, train_cohort
-from kdbench.training.results import finish, identity_of
+from kdbench.training.lock import Lock
+from kdbench.training.results import finish, identity_of, measure, outcome
+from kdbench.training.safe_mode import AS_PLANNED, SAFE, Settings, applied
 
-ATTEMPTS = "attempts.json"
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run, locked and noted on disk.
+
+    Args:
+        spec: What is planned.
+        folder: Where it is kept.
+        lock: Its configuration at this start.
+        attempts: All starts, this one last.
+    """
+
+    spec: RunSpec
+    folder: RunFolder
+    lock: Lock
+    attempts: Attempts
+
+    def ask_for_retry(self, reason: str, from_epoch: int = 0) -> None:
+        """End this attempt so that the next start of the run is the safe retry, whichever process makes it."""
+        self.lock.verify(self.spec, self.folder, "before its safe retry")
+        attempts.end(self.folder, self.attempts, reason, from_epoch=from_epoch, retry_sha256=self.lock.sha256)
+        logging.getLogger(__name__).warning("%s: %s; it is started once more in safe mode", self.spec.run_id, reason)
 
 
 def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) -> list[Record]:
     """Train the unfinished ones of the given runs together and return the records of all.
 
+    A run that is to be tried again with safe settings goes alone, when the others have their records.
+
     Raises:
         RunBusy: If another process is at one of them.
         Interrupted: If asked to stop; the runs are saved.
+        FreshProcess: If a safe retry cannot be made in this process.
         ConfigError: If dataset, teachers or checkpoint do not fit.
     """
     folders = [store.folder(run_id) for run_id in run_ids]
@@ -34,70 +63,82 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
             stack.enter_context(folder.claimed())
         records = {folder.path: record for folder in folders if (record := folder.record())}
         todo = [folder for folder in folders if folder.path not in records]
-        if todo:
-            specs = [folder.spec() for folder in todo]
-            for record, folder in zip(_train(specs, todo, workplace), todo, strict=True):
-                records[folder.path] = record
+        if first := [folder for folder in todo if not retry.settings_after(attempts.earlier(folder))]:
+            records |= _train(first, workplace, AS_PLANNED)
+        for folder in todo:
+            if folder.path not in records:
+                retry.free_memory(workplace.machine.device)
+                records |= _train([folder], workplace, SAFE)
     return [records[folder.path] for folder in folders]
 
 
-def _train(specs: Sequence[RunSpec], folders: Sequence[RunFolder], workplace: Workplace) -> list[Record]:
-    attempts = {folder.path: _begin(folder) for folder in folders}
+def _train(folders: Sequence[RunFolder], workplace: Workplace, settings: Settings) -> dict[Path, Record]:
+    """Train runs and return the records of those that are done; the others have asked for their safe retry."""
+    starts = [_begin(folder, settings) for folder in folders]
     methods = workplace.registry.methods
-    hashes = [spec.config_sha256 for spec in specs]
-    try:
-        lanes = train_cohort(specs, folders, workplace, lambda spec: methods[spec.method])
-    except KdbenchError as error:
-        for folder in folders:
-            _end(folder, attempts[folder.path], f"{type(error).__name__}: {error}")
-        raise
-    records = []
-    for trained, planned in zip(lanes, hashes, strict=True):
-        _verify(trained, planned)
-        starts = attempts[trained.folder.path]
-        record = finish(trained, workplace.machine, workplace.teachers, starts, now())
-        (trained.folder.path / ATTEMPTS).unlink(missing_ok=True)
-        workplace.registry.tell("kdbench_run_finished", record=record)
-        records.append(record)
-    return records
-
-
-def _verify(trained: Trained, planned: str) -> None:
-    """Check that the configuration is still the planned one, in memory and on disk."""
-    spec, folder = trained.lane.spec, trained.folder
-    for where, found in (("in memory", spec.config_sha256), (f"in {folder.path / SPEC}", folder.spec().config_sha256)):
-        if found != planned:
-            raise KdbenchError(
-                f"run {spec.run_id}: its configuration changed during the run ({where}: {found[:12]}, planned "
-                f"{planned[:12]}); nothing is recorded. Find out what changed it, and run it into another --out"
+    with applied(settings):
+        try:
+            lanes = train_cohort(
+                [start.spec for start in starts], folders, workplace, lambda spec: methods[spec.method], settings
             )
+        except Exception as error:
+            if not _retried_whole(starts, error, settings):
+                raise
+            return {}
+        ended = zip(lanes, starts, strict=True)
+        records = {start.folder.path: _end(trained, start, workplace) for trained, start in ended}
+    for trained in lanes:
+        if records[trained.folder.path] is None:
+            _check_process(trained.lane.spec, trained.lane.failure)
+    return {path: record for path, record in records.items() if record is not None}
 
 
-def _begin(folder: RunFolder) -> tuple[Attempt, ...]:
-    """Note the start of an attempt on disk, so that even a killed one is in the record."""
-    attempts = (*_earlier(folder), Attempt(started_at=now(), ended_at="", outcome="running"))
-    _write(folder, attempts)
-    return attempts
+def _begin(folder: RunFolder, settings: Settings) -> Start:
+    """Lock the run and note the start of an attempt on disk, so that even a killed one is in the record."""
+    spec = folder.spec()
+    lock = Lock.of(spec)
+    if settings:
+        retry.prepare(spec, folder, attempts.earlier(folder))
+    start = Start(spec, folder, lock, attempts.begin(folder, settings))
+    lock.verify(spec, folder, "before the run")
+    return start
 
 
-def _earlier(folder: RunFolder) -> tuple[Attempt, ...]:
-    """Return the attempts noted so far; one without an end was killed."""
-    path = folder.path / ATTEMPTS
-    earlier: list[Attempt] = []
-    if path.exists():
-        with contextlib.suppress(ValueError):  # half-written by nobody we know: the history is a courtesy
-            earlier = [Attempt.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
-    return tuple(a if a.ended_at else a.model_copy(update={"ended_at": now(), "outcome": "killed"}) for a in earlier)
+def _retried_whole(starts: Sequence[Start], error: Exception, settings: Settings) -> bool:
+    """Note how a training ended that left no lanes; return whether its only run is to be tried again here.
+
+    Of several runs it is not known which one asked too much of the device: the driver starts each by itself.
+    """
+    words = f"{type(error).__name__}: {error}"
+    if len(starts) == 1 and retry.allowed(starts[0].spec, settings) and retry.is_device_fault(error):
+        starts[0].ask_for_retry(words)
+        _check_process(starts[0].spec, error)
+        return True
+    for start in starts:
+        attempts.end(start.folder, start.attempts, words)
+    return False
 
 
-def _end(folder: RunFolder, attempts: tuple[Attempt, ...], outcome: str) -> None:
-    closed = attempts[-1].model_copy(update={"ended_at": now(), "outcome": outcome})
-    _write(folder, (*attempts[:-1], closed))
+def _check_process(spec: RunSpec, error: Exception | None) -> None:
+    if retry.needs_fresh_process(error):
+        raise retry.FreshProcess(
+            f"run {spec.run_id}: its device failed ({type(error).__name__}: {error}), which this process cannot mend; "
+            "the next start of the same command makes its safe retry"
+        ) from error
 
 
-def _write(folder: RunFolder, attempts: Sequence[Attempt]) -> None:
-    text = json.dumps([attempt.model_dump(mode="json") for attempt in attempts], indent=2)
-    write_atomic(folder.path / ATTEMPTS, text + "\n")
+def _end(trained: Trained, start: Start, workplace: Workplace) -> Record | None:
+    """Record the run; None if it is to be tried again instead."""
+    lane, settings = trained.lane, trained.settings
+    measured = None if retry.wanted(lane, settings) else measure(trained, workplace.machine, workplace.teachers)
+    if retry.wanted(lane, settings):  # known before, or found out by the final evaluation
+        start.ask_for_retry(outcome(lane)[1], trained.from_epoch)
+        return None
+    start.lock.verify(lane.spec, start.folder, "during the run")
+    record = finish(trained, measured, workplace.machine, start.attempts, now())
+    attempts.forget(start.folder)
+    workplace.registry.tell("kdbench_run_finished", record=record)
+    return record
 
 
 def record_dead(folder: RunFolder, classes: int, environment: Environment, reason: str) -> Record:
@@ -106,20 +147,23 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
     Args:
         folder: The run's folder.
         classes: Classes of its dataset.
-        environment: Where it ran.
+        environment: Where it ran, as planned.
         reason: How it ended.
 
     Raises:
         RunBusy: If another process is at it after all.
     """
     with folder.claimed():
-        spec, attempts = folder.spec(), _earlier(folder)
+        spec, starts = folder.spec(), attempts.earlier(folder)
+        if starts and (precision := starts[-1].settings.get("precision")):
+            environment = environment.model_copy(update={"precision": precision})
         record = Record(
-            **identity_of(spec), classes=classes, status="infra_failed", reason=reason, environment=environment,
-            started_at=attempts[0].started_at if attempts else now(), ended_at=now(), attempts=attempts,
+            **identity_of(spec), classes=classes, status="infra_failed", reason=retry.told(reason, starts),
+            environment=environment, started_at=starts[0].started_at if starts else now(), ended_at=now(),
+            attempts=starts,
         )  # fmt: skip
         folder.write_record(record)
-        (folder.path / ATTEMPTS).unlink(missing_ok=True)
+        attempts.forget(folder)
     return record
 
 
@@ -128,10 +172,5 @@ def forget_failure(folder: RunFolder) -> None:
     with folder.claimed():
         record = folder.record()
         if record is not None and record.status == "infra_failed":
-            _write(folder, record.attempts)
+            attempts.write(folder, record.attempts)
             set_aside(folder.path / RECORD, "failed")
-
-
-def now() -> str:
-    """Return the time in UTC, ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -21,11 +21,11 @@ from kdbench.method import Supervised
 from kdbench.schedule import best_epoch
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
 from kdbench.store import RunFolder
+from kdbench.training.attempts import now
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.networks import pretrained_build
 from kdbench.training.results import learned_nothing_below, outcome
-from kdbench.training.runs import now
 from kdbench.training.teacher_names import TEACHER_SEED, path_name, recipe_name
 
 TRAINING = "training"

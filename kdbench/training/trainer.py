@@ -16,9 +16,10 @@ from kdbench.datasets.base import Split
 from kdbench.errors import KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
 from kdbench.method import View
-from kdbench.records import EpochReport
+from kdbench.records import EpochReport, StepReport
 from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.lane import Lane
+from kdbench.training.looking import Onlooker
 from kdbench.training.meters import Glimpse
 from kdbench.training.networks import TeacherPass
 from kdbench.types import Features
@@ -53,12 +54,14 @@ class Observer:
 
     Args:
         save: Writes a lane's checkpoint.
+        phase_started: Sees the first step of each phase of each lane.
         epoch_ended: Sees each lane's report.
         progress: Sees progress about once a second.
         should_stop: Asked after every step.
     """
 
     save: Callable[[Lane], None]
+    phase_started: Callable[[StepReport], None] = lambda _report: None
     epoch_ended: Callable[[EpochReport], None] = lambda _report: None
     progress: Callable[[Progress], None] = lambda _progress: None
     should_stop: Callable[[], bool] = lambda: False
@@ -86,7 +89,9 @@ class Trainer:
         observer: Observer,
     ) -> None:
         self.lanes, self.batches, self.teachers = tuple(lanes), batches, tuple(teachers)
-        self.validation, self.test, self.observer = validation, test, observer
+        self.test, self.observer = test, observer
+        size = lanes[0].anchor.evaluation.batch_size
+        self.onlooker = Onlooker(validation, self.teachers, batches.device, size)
         self._last_progress = 0.0
 
     def run(self) -> None:
@@ -107,8 +112,8 @@ class Trainer:
         if not active:
             return []
         # After an interruption lanes may stand apart: those behind catch up first.
-        behind = min((lane.position.epoch, lane.position.step) for lane in active)
-        return [lane for lane in active if (lane.position.epoch, lane.position.step) == behind]
+        behind = min((lane.student_epoch, lane.position.step) for lane in active)
+        return [lane for lane in active if (lane.student_epoch, lane.position.step) == behind]
 
     def _run_epoch(self, group: list[Lane]) -> None:
         first = group[0]
@@ -135,18 +140,18 @@ class Trainer:
                 self._end_epoch(lane)
 
     def _teacher_pass(self, group: Sequence[Lane]) -> TeacherPass | None:
-        wanted = [lane.teacher_taps for lane in group if lane.method.uses_teacher]
+        wanted = [lane.teacher_taps for lane in group if lane.taught]
         if not wanted or not self.teachers:
             return None
         # Per teacher: stage -1 is another one in each.
         unions = [reduce(or_, taps) for taps in zip(*wanted, strict=True)]
-        return TeacherPass(self.teachers, unions, group[0].anchor.step.precision, self.batches.device)
+        return TeacherPass(self.teachers, unions, group[0].precision, self.batches.device)
 
     def _run_step(self, group: Sequence[Lane], teach: TeacherPass | None, step: int) -> None:
         inputs, features = self._shared(group, teach, step)
         for lane in group:
             marks = _versions(inputs, features)
-            self._step_lane(lane, inputs, features if lane.method.uses_teacher else (), teach)
+            self._step_lane(lane, inputs, features if lane.taught else (), teach)
             if _versions(inputs, features) != marks:
                 lane.fail(PluginError("it changed its batch in place; the tensors are shared, copy before changing"))
                 inputs, features = self._shared(group, teach, step)  # the lanes after it must not see that
@@ -156,10 +161,10 @@ class Trainer:
     ) -> tuple[Inputs, tuple[Features, ...]]:
         """Return the batch and the teachers' features, charged to the lanes that use them."""
         started = time.perf_counter()
-        inputs = self.batches.batch(group[0].stream_key, step)
+        inputs = self.batches.batch(group[0].stream_key, step, mixed=group[0].phase.mixes)
         ready = time.perf_counter()
         features = teach(inputs.images) if teach else ()
-        taught = [lane for lane in group if lane.method.uses_teacher] if teach else []
+        taught = [lane for lane in group if lane.taught] if teach else []
         for lane in group:
             lane.spend((ready - started) / len(group))
         for lane in taught:
@@ -171,20 +176,24 @@ class Trainer:
         try:
             views = [self._glimpse(lane, view, teach) for view in lane.method.views]
             # A lane that is not taught has no features to narrow.
-            lane.step(inputs, [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)], views)
+            narrowed = [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)]
+            opening = lane.step(inputs, narrowed, views)
         except DEVICE_FAULTS as error:
             if len(self.lanes) > 1:
                 raise  # nobody's fault alone: the driver tries each run in a worker of its own
             lane.fail(error)
         except Exception as error:  # a plugin's fault ends its own lane; the others go on
             lane.fail(error)
+        else:
+            if opening is not None:
+                self.observer.phase_started(opening)
 
     def _glimpse(self, lane: Lane, view: View, teach: TeacherPass | None) -> Glimpse:
         """Return a view of the lane's batch; made for this lane alone, so it bears the whole cost."""
         started = time.perf_counter()
         images = self.batches.view(view, lane.stream_key, lane.position.step)
         features: tuple[Features, ...] = ()
-        if teach and lane.method.uses_teacher:
+        if teach and lane.taught:
             features = teach.of(lane.teacher_taps)(images)
             lane.counters.teacher_forwards += len(images) * len(features)
         lane.spend(time.perf_counter() - started)
@@ -192,7 +201,7 @@ class Trainer:
 
     def _end_epoch(self, lane: Lane) -> None:
         try:
-            report = lane.end_epoch(self.validation, self._test_accuracy(lane))
+            report = lane.end_epoch(self.onlooker, self._test_accuracy(lane))
         except Exception as error:
             lane.fail(error)
             return
@@ -201,7 +210,7 @@ class Trainer:
 
     def _start_epoch(self, lane: Lane) -> None:
         try:
-            lane.start_epoch()
+            lane.start_epoch(self.onlooker)
         except Exception as error:
             lane.fail(error)
 
@@ -220,7 +229,7 @@ class Trainer:
             lane.fail(error, "saving its state")
 
     def _test_accuracy(self, lane: Lane) -> float | None:
-        epoch, epochs = lane.position.epoch, lane.epochs
+        epoch, epochs = lane.student_epoch, lane.anchor.schedule.epochs
         due = (epoch + 1) % lane.anchor.evaluation.every == 0 or epoch >= epochs - SCORED_EPOCHS
         return self.test.predict(lane.deployed()).accuracy if lane.phase.is_main and due else None
 

@@ -72,10 +72,10 @@ def trainer_step(
     main = next(index for index, phase in enumerate(lane.phases) if phase.is_main)
     if lane.failure is None and main:
         lane.position = Position(main)
-        lane.optimizer = lane._new_optimizer()
+        lane.optimizer = lane._phase_optimizer()
     trainer = Trainer([lane], batches, [teacher], None, TestSet(NoTest(), CPU, 1), Observer(save=lambda _lane: None))
     teach = trainer._teacher_pass([lane])
-    lane.start_epoch()
+    lane.start_epoch(trainer.onlooker)
     batches.start_epoch(0)
 
     def step(index: int) -> None:

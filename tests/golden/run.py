@@ -1,12 +1,15 @@
 """Compare the methods' public loss functions with golden files: ``python tests/golden/run.py DIR [--method NAME]``.
 
 Prints method, case, precision, largest absolute and relative error, and pass or fail; exit status 1 on any failure.
+An archive says in its ``meta`` which adapter reads it: its method's, or its topic's among those of ASIB. A JSON file
+goes to the adapter its name starts with, which returns what is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # as a script and under pytest alike
 
 from case import TOLERANCE, Case, Comparison, read  # noqa: E402
+from topic import Topic  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,14 @@ def verdict(path: Path, dtype: torch.dtype) -> Verdict:
     """Return how a golden file compares."""
     precision = str(dtype).removeprefix("torch.")
     try:
-        case = Case(read(path), dtype)
-        method = str(case.meta["method"])
+        case, method, adapter = _opened(path, dtype)
     except Exception as error:
         return Verdict("?", path.stem, precision, float("nan"), float("nan"), (f"cannot be read: {error}",))
     problems: list[str] = []
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        importlib.import_module(f"adapters.{method.lower()}").run(case)
+        importlib.import_module(adapter).run(case)
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
     finally:
@@ -57,6 +60,27 @@ def verdict(path: Path, dtype: torch.dtype) -> Verdict:
     return Verdict(method, path.stem, precision, absolute, relative, tuple(problems))
 
 
+def _opened(path: Path, dtype: torch.dtype) -> tuple[Case | Topic, str, str]:
+    """Return a file, what it is about, and the name of its adapter."""
+    arrays = read(path)
+    meta = json.loads(str(arrays["meta"]))
+    if "topic" in meta:
+        return Topic(arrays, dtype), str(meta["topic"]), f"adapters.asib.{meta['topic']}"
+    return Case(arrays, dtype), str(meta["method"]), f"adapters.{str(meta['method']).lower()}"
+
+
+def json_verdict(path: Path) -> Verdict:
+    """Return how a JSON file compares; it has no precision."""
+    kind = path.stem.split("_")[0]
+    try:
+        problems = tuple(importlib.import_module(f"adapters.{kind}").run(path))
+    except ImportError as error:
+        problems = (f"not built: {error}",)
+    except Exception as error:
+        problems = (f"{type(error).__name__}: {error}",)
+    return Verdict(kind, path.stem, "-", 0.0, 0.0, problems)
+
+
 def _worst(found: list[Comparison]) -> tuple[float, float]:
     sound = [c for c in found if c.ok]
     # A gradient that is exactly zero has no relative error worth printing.
@@ -65,7 +89,10 @@ def _worst(found: list[Comparison]) -> tuple[float, float]:
 
 
 def verdicts(folder: Path, method: str | None = None) -> Iterator[Verdict]:
-    """Yield the verdict of every golden file in a folder, in both precisions."""
+    """Yield the verdict of every golden file in a folder, of archives in both precisions."""
+    for path in sorted(folder.glob("*.json")):
+        if method is None or path.stem.split("_")[0] == method:
+            yield json_verdict(path)
     for path in sorted(folder.glob("*.npz")):
         if method is None or path.stem.rsplit("_", 1)[0] == method:
             for dtype in TOLERANCE:

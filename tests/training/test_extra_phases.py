@@ -74,7 +74,7 @@ class HeadFirst(Method[HeadOptions]):
             self.head.parameters if o.chosen else None,
             learning_rate=o.rate,
             rate_factor=halving if o.factor else None,
-            runs_student=False,
+            student="off",
         )
         return (Phase(), head) if o.where == "after" else (head, Phase())
 
@@ -270,6 +270,7 @@ def test_the_main_phase_after_it_starts_from_the_same_student(lab: Any) -> None:
         lab.train([lab.spec("toy_head_first", f"epochs={epochs}")], str(epochs))[0].lane for epochs in (2, 0)
     )
     assert [report.phase for report in both.history] == ["head"] * 2 + ["main"] * 3
+    assert [report.number for report in both.history] == [0, 1, 2, 3, 4]
     assert [report.phase for report in alone.history] == ["main"] * 3
     assert lab.digest_of(both.student.state_dict()) == lab.digest_of(alone.student.state_dict())
 
@@ -340,7 +341,9 @@ def test_a_run_follows_the_course(lab: Any, settings: tuple[str, ...], first: fl
     if "factor=false" in settings:
         expected = [learning_rate(anchor.schedule, first, epoch, 4) for epoch in range(4)]
     assert found[:4] == pytest.approx(expected)
-    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(expected[2]), "what the optimizer really used"
+    assert state["optimizers"]["head"]["param_groups"][0]["lr"] == pytest.approx(expected[2]), (
+        "what the optimizer really used"
+    )
     assert found[4:] == pytest.approx([learning_rate(anchor.schedule, 0.5, epoch) for epoch in range(3)])
 
 
@@ -348,8 +351,8 @@ def test_the_main_phase_takes_neither_a_course_nor_leave_of_the_student() -> Non
     with pytest.raises(ValueError, match="the main phase has the anchor's learning rate"):
         Phase(rate_factor=halving)
     with pytest.raises(ValueError, match="so it must run it"):
-        Phase(runs_student=False)
-    assert Phase("head", epochs=0, rate_factor=halving, runs_student=False).rate_factor is halving
+        Phase(student="off")
+    assert Phase("head", epochs=0, rate_factor=halving, student="off").rate_factor is halving
 
 
 # --- parameters without a gradient ------------------------------------------------------------------------------------
@@ -383,7 +386,7 @@ def test_what_a_method_does_to_its_copies_changes_nothing_beside_it(lab: Any, mo
     assert curious.failure is None
     for spec, lane in zip(specs[1:], others, strict=True):
         alone = lab.train([spec], "alone")[0].lane
-        for part in ("student", "method", "optimizer"):
+        for part in ("student", "method", "optimizers"):
             assert lab.digest_of(lane.state()[part]) == lab.digest_of(alone.state()[part]), (spec.method, part)
     teacher, setup = loaded[0], Curious.setups[0]
     assert setup.networks[0] is teacher

@@ -160,7 +160,7 @@ def test_how_often_is_evaluated_does_not_change_the_weights(lab: Any, method: st
         True, True, True, False, False, False, False, False,
     ]  # fmt: skip
     assert all(report.test_accuracy is not None for report in lanes[1].history if report.phase == "main")
-    for part in ("student", "method", "optimizer", "average"):
+    for part in ("student", "method", "optimizers", "average"):
         assert lab.digest_of(lanes[0].state()[part]) == lab.digest_of(lanes[1].state()[part]), part
 
 
@@ -243,7 +243,7 @@ def test_a_cohort_asks_each_teacher_for_what_its_lanes_need_of_it(
     assert set(passes) == {(Taps((0, 2, 3), embedding=True), Taps((0, 1)))}
     assert toys.Deepest.widths == [(8, 32), (4, 6)]
     alone = lab.train([specs[1]], "alone")[0].lane.state()
-    for part in ("student", "method", "optimizer"):
+    for part in ("student", "method", "optimizers"):
         assert lab.digest_of(entries[1].lane.state()[part]) == lab.digest_of(alone[part]), part
 
 
@@ -253,7 +253,7 @@ def test_a_teacher_that_is_not_asked_changes_no_bit(lab: Any, method: str) -> No
     first = lab.anchor(loss__kd_target="teacher")
     alone = lab.train([lab.spec(method, anchor=first)], "alone")[0].lane.state()
     both = lab.train([lab.spec(method, anchor=first, networks=TWO, teachers=names)], "both")[0].lane.state()
-    for part in ("student", "method", "optimizer", "average"):
+    for part in ("student", "method", "optimizers", "average"):
         assert lab.digest_of(alone[part]) == lab.digest_of(both[part]), part
     # The second one is asked for its logits, of which the whole average would make use.
     mean = lab.train([lab.spec(method, networks=TWO, teachers=names)], "mean")[0].lane.state()

@@ -77,7 +77,7 @@ def test_seed_and_method_change_the_digest(lab: Any) -> None:
     assert len({lab.digest_after(spec, str(place)) for place, spec in enumerate(specs)}) == 3
 
 
-COMPONENTS = ("position", "student", "method", "optimizer", "scaler", "average", "meters", "counters", "history")
+COMPONENTS = ("position", "student", "method", "optimizers", "scaler", "average", "meters", "counters", "history")
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

@@ -145,9 +145,9 @@ def test_a_run_follows_onecycle_step_by_step(lab: Any, monkeypatch: pytest.Monke
     used: list[float] = []
     original = Lane._update
 
-    def update(lane: Lane) -> None:
+    def update(lane: Lane, sound: torch.Tensor) -> None:
         used.extend(group["lr"] for group in lane.optimizer.param_groups)
-        original(lane)
+        original(lane, sound)
 
     monkeypatch.setattr(Lane, "_update", update)
     anchor = lab.anchor(schedule__name="onecycle", schedule__warmup_epochs=1, optimizer__lr=0.5)

@@ -196,5 +196,5 @@ def test_averaging_does_not_change_the_training(lab: Any) -> None:
     plain, averaged = (lab.anchor(f"e{index}", step__ema_decay=decay) for index, decay in enumerate((0.0, 0.9)))
     lanes = [lab.train([lab.spec("toy_bank", anchor=anchor)], anchor.name)[0].lane for anchor in (plain, averaged)]
     assert lanes[0].deployed() is lanes[0].student
-    for part in ("student", "method", "optimizer"):
+    for part in ("student", "method", "optimizers"):
         assert lab.digest_of(lanes[0].state()[part]) == lab.digest_of(lanes[1].state()[part])

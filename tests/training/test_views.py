@@ -57,7 +57,7 @@ class Turns(Method[Options]):
         self.register_buffer("seen", torch.zeros(len(self.views), wide))
 
     def phases(self) -> tuple[Phase, ...]:
-        return Phase("head", 2, self.head_losses, self.head.parameters, runs_student=False), Phase()
+        return Phase("head", 2, self.head_losses, self.head.parameters, student="off"), Phase()
 
     def head_losses(self, batch: Batch) -> Losses:
         own = self.head(batch.teacher.embedding)

@@ -159,6 +159,29 @@ class Nan(Method[NanOptions]):
         return {"ce": Term(batch.supervised().value * factor, 1.0)}
 
 
+class Low(Method[NanOptions]):
+    """In low precision, from an epoch on, its loss is not a number; it knows by outputs that bfloat16 can hold."""
+
+    name, source, options_type = "toy_low", SOURCE, NanOptions
+
+    def losses(self, batch: Batch) -> Losses:
+        logits = batch.student.logits
+        low = batch.epoch >= self.options.epoch and torch.equal(logits, logits.bfloat16().float())
+        return {"ce": Term(batch.supervised().value * (float("nan") if low else 1.0), 1.0), "kd": batch.kd()}
+
+
+class Hit(Bank):
+    """The method with every kind of state, hit by the errors that a test has put in line, one each time it is asked."""
+
+    name = "toy_hit"
+    errors: list[Exception] = []  # noqa: RUF012 (shared on purpose: tests fill it)
+
+    def losses(self, batch: Batch) -> Losses:
+        if batch.epoch >= 1 and self.errors:
+            raise self.errors.pop()
+        return super().losses(batch)
+
+
 class OwnTau(Method[Options]):
     """Declares another temperature and remembers the one it got."""
 
@@ -251,7 +274,7 @@ class Plain(Network):
 
 @hookimpl
 def kdbench_methods() -> Iterable[type[AnyMethod]]:
-    return [Bank, Bad, Vandal, Nan, OwnTau, Watch, Deepest, OwnHead]
+    return [Bank, Bad, Vandal, Nan, Low, Hit, OwnTau, Watch, Deepest, OwnHead]
 
 
 @hookimpl

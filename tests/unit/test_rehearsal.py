@@ -605,7 +605,7 @@ def test_a_phase_without_the_student_has_none(plan: Plan_) -> None:
             self.head = nn.Linear(context.teachers[0].embedding, 10)
 
         def phases(self) -> tuple[Phase, ...]:
-            return Phase("head", 1, self.head_losses, runs_student=False), Phase()
+            return Phase("head", 1, self.head_losses, student="off"), Phase()
 
         def head_losses(self, batch: Batch) -> Losses:
             seen.append(batch)
@@ -645,7 +645,7 @@ class Staged(Guest):
     name = "staged"
 
     def phases(self) -> tuple[Phase, ...]:
-        return Phase("init", 3), Phase(), Phase("head", 4, self.head_losses, runs_student=False)
+        return Phase("init", 3), Phase(), Phase("head", 4, self.head_losses, student="off")
 
     def head_losses(self, batch: Batch) -> Losses:
         return {"zero": Term(batch.teacher.logits.mean())}

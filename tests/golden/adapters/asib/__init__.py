@@ -1,0 +1,1 @@
+"""One module for each topic of ASIB's golden files."""
