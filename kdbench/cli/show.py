@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 
@@ -136,38 +137,57 @@ def _show_method(name: str, registry: Any) -> None:
     if source.deviations:
         click.echo(f"deviations from it: {source.deviations}")
     rows = [
-        (key, _type(field.annotation), field.default, ", ".join(map(_bound, field.metadata)), field.description)
+        (key, kind, field.default, ", ".join([*map(_bound, field.metadata), *bounds]), field.description)
         for key, field in method.options_type.model_fields.items()
+        for kind, bounds in [_type(field.annotation)]
     ]
     if rows:
         click.echo(tabulate(rows, headers=("option", "type", "default", "range", "meaning")))
     for line in _recommended(method, registry):
         click.echo(line)
+    if method.owns:
+        click.echo(f"its own business, whatever the anchor says: {', '.join(method.owns)}")
     for deviation in method.deviations:
         click.echo(f"deviates from the anchor: {deviation.key} = {deviation.value} ({deviation.reason})")
 
 
 def _recommended(method: Any, registry: Any) -> list[str]:
-    """Return a line for each protocol and set of values that differ from the defaults, with the pairs they hold for."""
-    pairs, lines = registry.pairs.as_mapping(), []
-    for family in sorted({_anchor(name, registry).family for name in registry.anchors}):
+    """Return a line for each set of values that differ from the defaults, with the protocols and pairs it holds for."""
+    pairs, found = registry.pairs.as_mapping(), dict[str, list[str]]()
+    families = sorted({_anchor(name, registry).family for name in registry.anchors})
+    for family in families:
         values: dict[str, list[str]] = {}
         for name, pair in pairs.items():
             recommended = method.recommended(family, pair)
             text = ", ".join(f"{key}={value}" for key, value in recommended.items())
             values.setdefault(text, []).append(name)
         for text, names in values.items():
-            if text:
-                where = "" if len(values) == 1 else f" ({', '.join(names)})"
-                lines.append(f"under {family}{where}: {text}")
-    return lines
+            where = "" if len(values) == 1 else f" ({', '.join(names)})"
+            found.setdefault(text, []).append(family + where)
+    return [
+        "recommended: " + text if where == families else f"under {', '.join(where)}: {text}"
+        for text, where in found.items()
+        if text
+    ]
 
 
-def _type(annotation: object) -> str:
-    """Return a type as people write it; of a choice, what there is to choose from."""
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+def _type(annotation: Any) -> tuple[str, list[str]]:
+    """Return a type as people write it (of a choice, what there is to choose from), and the bounds inside it."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, inner)), []
+    if origin is Annotated:
+        kind, bounds = _type(inner[0])
+        constraints = [c for extra in inner[1:] for c in getattr(extra, "metadata", [extra])]
+        return kind, [*bounds, *map(_bound, constraints)]
+    if origin in {Union, UnionType} and NoneType in inner:
+        kind, bounds = _type(next(part for part in inner if part is not NoneType))
+        return f"{kind} | null", bounds
+    if origin is tuple:
+        kinds = [_type(part) for part in inner if part is not Ellipsis]
+        listed = kinds[0][0] if Ellipsis in inner else ", ".join(kind for kind, _ in kinds)
+        return f"list of {listed}", list(dict.fromkeys(bound for _, bounds in kinds for bound in bounds))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation), []
 
 
 def _bound(constraint: object) -> str:

@@ -63,8 +63,16 @@ def test_show_method_states_source_options_ranges() -> None:
 def test_show_method_states_what_a_protocol_or_pair_recommends() -> None:
     lines = kdbench("show", "reviewkd").out.splitlines()
     assert "under crd (res56_res20): weight=0.6" in lines
-    assert "under fair_baseline: weight=1.0" in lines
+    assert any(line.startswith("under crd (") and line.endswith("), fair_baseline: weight=1.0") for line in lines)
     assert not [line for line in kdbench("show", "student").out.splitlines() if line.startswith("under")]
+    # What holds under every protocol is said once, and options are written as people say them.
+    text = kdbench("show", "asib").out
+    assert text.count("recommended: ") == 1
+    assert "under " not in text.partition("recommended: ")[2].partition("\n")[0]
+    assert "its own business, whatever the anchor says: loss.kd_target" in text
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.strip()}
+    assert rows["kd_ens_alpha_max"].startswith("float | null >= 0, <= 1")
+    assert rows["student_freeze_level_schedule"].startswith("list of int | null >= -1, <= 2")
     assert any("exact | relax" in line for line in kdbench("show", "crd").out.splitlines())
 
 

@@ -183,7 +183,7 @@ class DeadOptions(Options):
 
 
 class ASIBOptions(
-    StageOptions, BridgeOptions, AdapterOptions, AStepOptions, BStepOptions, FreezingOptions, DeadOptions
+    DeadOptions, FreezingOptions, BStepOptions, AStepOptions, AdapterOptions, BridgeOptions, StageOptions
 ):
     """All of them, with the defaults of ASIB's ``base.yaml`` and code."""
 
