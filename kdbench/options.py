@@ -61,23 +61,14 @@ def parse_setting(text: str) -> Setting:
     return Setting(method, option, value, text)
 
 
-def resolve_options(
-    method: type[AnyMethod], anchor: Anchor, pair: Pair, settings: Sequence[Setting], *, whole: bool = False
-) -> Options:
+def resolve_options(method: type[AnyMethod], anchor: Anchor, pair: Pair, settings: Sequence[Setting]) -> Options:
     """Return the options of a run: field defaults, then recommended values, then settings.
-
-    Args:
-        method: The method.
-        anchor: The protocol.
-        pair: The pair.
-        settings: What was asked for.
-        whole: Whether the settings are a whole configuration: then nothing recommended is added to them.
 
     Raises:
         ProblemList: If a setting names no option, is out of range, or touches a key of the anchor.
     """
     fields = method.options_type.model_fields
-    values = {} if whole else _recommended(method, anchor, pair)
+    values = _recommended(method, anchor, pair)
     problems: list[str] = []
     for setting in settings:
         if setting.option in fields:

@@ -41,7 +41,6 @@ class Request:
         dataset: Replaces the pairs' own datasets.
         per_class: Training images kept per class.
         settings: ``METHOD.OPTION=VALUE`` strings.
-        whole: Whether they are whole configurations, to which nothing recommended is added.
         teacher_names: Artefacts to use instead of the anchor's recipe.
         data_root: Where datasets live.
         variant: Name of this configuration of the methods; empty = the only one.
@@ -54,7 +53,6 @@ class Request:
     dataset: str | None = None
     per_class: int | None = None
     settings: tuple[str, ...] = ()
-    whole: bool = False
     teacher_names: tuple[str, ...] = ()
     data_root: Path = Path("data")
     variant: str = ""
@@ -113,7 +111,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         fitted = _fit(opened[pair.name], pair, registry, problems)
         if fitted is None or misfits:
             for method in methods:  # their options are looked through all the same
-                problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings, request))  # type: ignore[misc]
+                problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
         found_data, kept, plan.infos[pair.name] = fitted
         size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
@@ -145,7 +143,7 @@ def _cell(
     settings: Sequence[Setting],
 ) -> tuple[list[RunSpec], Passes] | Skipped:
     """Return the runs of a method on a pair with what each costs, or why there are none."""
-    options, deviations = _settled(method, anchor, stage.pair, settings, request)
+    options, deviations = _settled(method, anchor, stage.pair, settings)
     try:
         passes = stage.passes(method, anchor, options, deviations)
     except (Unsupported, PluginError) as error:
@@ -283,10 +281,10 @@ def _unsupported(method: type[AnyMethod], shapes: PairInfo) -> str | None:
 
 
 def _settled(
-    method: type[AnyMethod], anchor: Anchor, pair: Pair, settings: Sequence[Setting], request: Request
+    method: type[AnyMethod], anchor: Anchor, pair: Pair, settings: Sequence[Setting]
 ) -> tuple[Options, tuple[DeclaredDeviation, ...]]:
     own = [setting for setting in settings if setting.method == method.name]
-    options = resolve_options(method, anchor, pair, own, whole=request.whole)
+    options = resolve_options(method, anchor, pair, own)
     deviations = deviations_of(method, anchor, options)
     apply_deviations(anchor, deviations)  # a deviation that makes no valid protocol is found here, not in the run
     return options, deviations

@@ -38,7 +38,6 @@ class Asked:
     data: Path
     device: str
     variant: str = ""
-    whole: bool = False
 
     def request(self) -> Request:
         """Return them as a request."""
@@ -50,7 +49,6 @@ class Asked:
             dataset=self.dataset,
             per_class=self.per_class,
             settings=self.settings,
-            whole=self.whole,
             teacher_names=names(self.teacher or ""),
             data_root=self.data,
             variant=self.variant,
@@ -101,7 +99,6 @@ def _filled_in(options: Mapping[str, Any], preset: Preset, anchor: str, registry
         "pair": options["pair"] or preset.pair,
         "anchor": options["anchor"] or anchor,
         "settings": (*settings, *options["settings"]),
-        "whole": preset.method is not None,
     }
 
 
