@@ -199,6 +199,8 @@ def test_the_method_accepts_a_preset_on_its_own_pair(name: str, images: str) -> 
     (run,) = make_plan(request, KNOWN).runs
     options = preset.options or preset.options_of["asib"]
     assert {key: run.options[key] for key in options} == options
+    if preset.method:  # what it does not say has the option's default, nothing that is recommended
+        assert run.options == ASIBOptions.model_validate(options).model_dump(mode="json")
 
 
 @pytest.mark.parametrize("ladder", ["clean", "verbatim"])
