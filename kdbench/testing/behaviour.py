@@ -178,7 +178,7 @@ def check_mixed_images(bench: Bench) -> None:
         run = bench.start()
         batch = run.batch(place, mixed=True)
         if batch.mix is None:
-            continue  # a phase that never has mixed images
+            continue  # the phase never mixes
         where = f"{bench}: {losses_name(run, place)}"
         losses = run.losses(place, batch)
         require_terms(f"{where} on mixed images", losses)
