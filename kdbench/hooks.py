@@ -1,8 +1,8 @@
 """The hooks a plugin may implement: return what it brings, or observe what happened.
 
 A plugin is a module (or object) named by an entry point in group ``kdbench``. Built-in methods, backbones, datasets,
-pairs, anchors and recipes are registered through the same hooks. Every hook returns values, none calls back into
-kdbench, so a plugin can be tested without the harness.
+pairs, anchors, recipes, presets and ladders are registered through the same hooks. Every hook returns values, none
+calls back into kdbench, so a plugin can be tested without the harness.
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ def kdbench_anchors() -> Iterable[Path]:
 @hookspec
 def kdbench_recipes() -> Iterable[Path]:
     """Return recipe files (YAML): how a backbone is trained to be the teacher of a dataset."""
+    return ()
+
+
+@hookspec
+def kdbench_presets() -> Iterable[Path]:
+    """Return preset files (YAML): a method with pair, protocol and options under one name."""
+    return ()
+
+
+@hookspec
+def kdbench_ladders() -> Iterable[Path]:
+    """Return ladder files (YAML): configurations of a method, each compared with another one."""
     return ()
 
 

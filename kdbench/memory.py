@@ -73,7 +73,7 @@ def run_memory(spec: RunSpec, plan: Plan, registry: Registry, base: int = 0) -> 
     info = plan.infos[spec.pair]
     student = network_cost(registry.backbones[info.student.name], info.student.classes, info.image)
     teachers = teacher_costs(plan, registry)[spec.pair] if spec.teachers else ()
-    return training_memory(student, teachers, spec.anchor, plan.passes[spec.pair, spec.method].inputs, base)
+    return training_memory(student, teachers, spec.anchor, plan.passes[spec.pair, spec.row].inputs, base)
 
 
 def too_large(plan: Plan, registry: Registry, available: int) -> list[str]:
@@ -121,7 +121,7 @@ def estimate(plan: Plan, todo: Sequence[RunSpec], registry: Registry, base: int 
     students, teachers = student_costs(plan, registry), teacher_flops(plan, registry)
     images, flops, largest = 0, 0, 0
     for spec in todo:
-        passes, size = plan.passes[spec.pair, spec.method], plan.train_sizes[spec.pair]
+        passes, size = plan.passes[spec.pair, spec.row], plan.train_sizes[spec.pair]
         images += size * passes.student
         flops += size * (3 * passes.student * students[spec.pair].flops + passes.teacher * teachers[spec.pair])
         largest = max(largest, run_memory(spec, plan, registry, base))

@@ -22,7 +22,7 @@ from kdbench.options import Setting, apply_deviations, deviations_of, parse_sett
 from kdbench.registry import Registry
 from kdbench.rehearsal import Extras, Passes, Rehearsal
 from kdbench.schedule import teacher_misfit
-from kdbench.spec import LARGEST_SEED, DeclaredDeviation, RunSpec
+from kdbench.spec import LARGEST_SEED, VARIANT, DeclaredDeviation, RunSpec
 from kdbench.types import Context, NetworkInfo, Pair, PairInfo, StageShape
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ class Request:
         settings: ``METHOD.OPTION=VALUE`` strings.
         teacher_names: Artefacts to use instead of the anchor's recipe.
         data_root: Where datasets live.
+        variant: Name of this configuration of the methods; empty = the only one.
     """
 
     methods: tuple[str, ...]
@@ -54,6 +55,7 @@ class Request:
     settings: tuple[str, ...] = ()
     teacher_names: tuple[str, ...] = ()
     data_root: Path = Path("data")
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Plan:
         skipped: Method and pair combinations that do not fit.
         infos: Shapes of each pair, by pair name.
         train_sizes: Training images per epoch, by pair name.
-        passes: Passes of each training image through the networks, by pair and method name.
+        passes: Passes of each training image through the networks, by pair and row (``RunSpec.row``).
     """
 
     runs: tuple[RunSpec, ...]
@@ -91,9 +93,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         ProblemList: With every problem of the command.
     """
     problems = Problems()
-    if wrong := _wrong_seeds(request.seeds):
-        problems.messages.append(wrong)
-        request = replace(request, seeds=())
+    request = _with_valid_words(request, problems)
     anchor = problems.attempt(lambda: load_anchor(request.anchor, registry.anchors.as_mapping()))
     methods = _named(request.methods, registry.methods.as_mapping(), "method", problems)
     pairs = _named(request.pairs, registry.pairs.as_mapping(), "pair", problems)
@@ -123,7 +123,8 @@ def make_plan(request: Request, registry: Registry) -> Plan:
             if isinstance(found, Skipped):
                 plan = replace(plan, skipped=(*plan.skipped, found))
             elif found:
-                specs, plan.passes[pair.name, method.name] = found
+                specs, passes = found
+                plan.passes.update(dict.fromkeys(((pair.name, spec.row) for spec in specs), passes))
                 plan = replace(plan, runs=(*plan.runs, *specs))
     problems.raise_if_any()
     if not plan.runs:
@@ -197,6 +198,17 @@ def _named(names: Sequence[str], table: Mapping[str, T], kind: str, problems: Pr
         problems.messages.append(f"--{kind}: empty; give names (kdbench list {kind}s), or all")
     problems.messages += [unknown(kind, name, table, where=f"--{kind}") for name in names if name not in table]
     return [table[name] for name in dict.fromkeys(names) if name in table]
+
+
+def _with_valid_words(request: Request, problems: Problems) -> Request:
+    """Return the request without seeds or variant where they are wrong, and note it: the rest is looked through."""
+    if wrong := _wrong_seeds(request.seeds):
+        problems.messages.append(wrong)
+        request = replace(request, seeds=())
+    if request.variant and not VARIANT.fullmatch(request.variant):
+        problems.messages.append(f"--variant: {request.variant!r} is no name; use letters, digits, '.', '_' and '-'")
+        request = replace(request, variant="")
+    return request
 
 
 def _wrong_seeds(seeds: Sequence[int]) -> str | None:
@@ -322,6 +334,7 @@ def _runs(
         RunSpec(
             method=method.name,
             method_version=method.version,
+            variant=request.variant,
             plugin=registry.methods.owner(method.name).ref(),
             options=options.model_dump(mode="json"),
             deviations=deviations,

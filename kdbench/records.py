@@ -17,7 +17,7 @@ from pydantic import (
 
 from kdbench.config.schema import Section
 from kdbench.errors import StoreError
-from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef
+from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, VariantName
 
 Status = Literal["ok", "diverged", "infra_failed", "skipped"]
 M = TypeVar("M", bound=BaseModel)
@@ -123,7 +123,9 @@ class StepReport(Section):
 class EpochReport(Section):
     """One finished epoch. Losses are unweighted means over its images, null if not finite; accuracies in percent.
 
-    ``metrics`` are the method's own: means over the images, or what it found out at the end of the epoch.
+    ``metrics`` are the method's own: means over the images, or what it found out at the end of the epoch. ``epoch``
+    counts from 0 in each phase, ``number`` over all phases of the run: a worker that goes on where another one ended
+    goes on counting, and an epoch that had to be done again has the same number.
     ``student_epoch`` counts the student's epochs where the main phase comes in parts; null in other phases.
     """
 
@@ -131,6 +133,7 @@ class EpochReport(Section):
     phase: str
     epoch: int
     epochs: int
+    number: int = 0
     student_epoch: int | None = None
     learning_rate: float
     losses: dict[str, float | None]
@@ -140,6 +143,19 @@ class EpochReport(Section):
     test_accuracy: float | None = None
     images_per_second: float
     seconds: float
+
+    def named(self) -> dict[str, float | str | None]:
+        """Return every value of the epoch under a name of its own, such as ``losses.ce``; None where there is none."""
+        return {
+            "learning_rate": self.learning_rate,
+            **{f"losses.{name}": value for name, value in self.losses.items()},
+            **{f"metrics.{name}": value for name, value in self.metrics.items()},
+            "train_accuracy": self.train_accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "test_accuracy": self.test_accuracy,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+        }
 
 
 class Record(Section):
@@ -153,6 +169,7 @@ class Record(Section):
     reason: str = ""
     method: str
     method_version: int
+    variant: VariantName = ""
     plugin: PluginRef
     options: dict[str, JsonValue]
     division: Literal["closed", "open"]
@@ -175,6 +192,13 @@ class Record(Section):
     started_at: str
     ended_at: str
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
+
+    def numbers(self) -> dict[str, float]:
+        """Return the results that are there, each under a name of its own, such as ``accuracy.last``."""
+        parts = (("accuracy.", self.accuracy), ("cost.", self.cost))
+        found = {f"{prefix}{name}": value for prefix, part in parts if part for name, value in part}
+        found.update(nll=self.nll, ece=self.ece, agreement_with_teacher=self.agreement_with_teacher)
+        return {name: float(value) for name, value in found.items() if value is not None}
 
     @property
     def safe_mode(self) -> bool:

@@ -24,7 +24,9 @@ import pluggy
 
 from kdbench import __version__, hooks
 from kdbench.backbones.base import Backbone, Library
+from kdbench.config.ladders import Ladder, load_ladder
 from kdbench.config.pairs import load_pair
+from kdbench.config.presets import Preset, load_preset
 from kdbench.config.recipes import TeacherRecipe, check_names, load_recipe
 from kdbench.datasets.base import Dataset
 from kdbench.errors import ConfigError, PluginError, unknown
@@ -159,6 +161,8 @@ class Registry:
         self.pairs: Table[Pair] = Table("pair")
         self.anchors: Table[Path] = Table("anchor")
         self.recipes: Table[TeacherRecipe] = Table("recipe")
+        self.presets: Table[Preset] = Table("preset")
+        self.ladders: Table[Ladder] = Table("ladder")
         by_name = {plugin.name: plugin for plugin in self.plugins}
         self._fill(manager, by_name, "kdbench_methods", self.methods, lambda m: m.name)
         for value, owner in self._returned(manager, by_name, "kdbench_backbones"):
@@ -172,6 +176,11 @@ class Registry:
             recipe = load_recipe(Path(file))
             check_names(recipe, Path(file), self.backbones, self.datasets)
             self.recipes.add(recipe.name, recipe, owner)
+        for file, owner in self._returned(manager, by_name, "kdbench_presets"):
+            self._add_preset(load_preset(Path(file)), Path(file), owner)
+        for file, owner in self._returned(manager, by_name, "kdbench_ladders"):
+            ladder = load_ladder(Path(file))
+            self.ladders.add(ladder.label, ladder, owner)
 
     def _add_backbone(self, value: Backbone | Library, owner: Plugin) -> None:
         if isinstance(value, Library):
@@ -181,6 +190,11 @@ class Registry:
         else:
             problem = f"kdbench_backbones returned {value!r}, which is no backbone"
             raise PluginError(_blame(owner.name, owner.distribution, problem, TypeError(type(value).__name__)))
+
+    def _add_preset(self, preset: Preset, file: Path, owner: Plugin) -> None:
+        self.presets.add(preset.name, preset, owner)
+        if not isinstance(preset.anchor, str):  # it is a protocol of its own, which boards tell apart by its name
+            self.anchors.add(preset.name, file, owner)
 
     def _fill(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
@@ -16,6 +17,10 @@ RUNTIME_VARIABLE: dict[str, Any] = {
     "plugin": {"version": True, "file_sha256": True},
     "teacher_names": True,
 }
+
+
+VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VariantName = Annotated[str, Field(pattern=rf"^({VARIANT.pattern})?$")]
 
 
 class PluginRef(Section):
@@ -67,6 +72,7 @@ class RunSpec(Section):
     schema_version: Literal[1] = 1
     method: Name
     method_version: int
+    variant: Annotated[VariantName, ADDED] = ""  # which of several configurations of the method; "" = the only one
     plugin: PluginRef
     options: dict[str, JsonValue]
     deviations: tuple[DeclaredDeviation, ...] = ()
@@ -86,9 +92,14 @@ class RunSpec(Section):
         return "open" if self.deviations else "closed"
 
     @property
+    def row(self) -> str:
+        """``method``, or ``method@variant``: whose row of a table the run belongs to."""
+        return f"{self.method}@{self.variant}" if self.variant else self.method
+
+    @property
     def run_id(self) -> str:
-        """Where the run lives in its store: anchor/dataset/pair/method/seed."""
-        return f"{self.anchor.label}/{self.dataset.label}/{self.pair}/{self.method}/seed{self.seed}"
+        """Where the run lives in its store: anchor/dataset/pair/method[@variant]/seed."""
+        return f"{self.anchor.label}/{self.dataset.label}/{self.pair}/{self.row}/seed{self.seed}"
 
     @property
     def taught_on(self) -> tuple[DatasetRef, ...]:

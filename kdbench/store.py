@@ -11,14 +11,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kdbench.epoch_table import epoch_table
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
 from kdbench.records import Corrupt, EpochReport, Record, parse_json
 from kdbench.spec import RunSpec
 
-SPEC, RECORD, EPOCHS = "spec.json", "record.json", "epochs.jsonl"
+SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
 WEIGHTS, PREDICTIONS, CHECKPOINTS, LOCK = "student.safetensors", "predictions.npz", "checkpoint", "run.lock"
-_RUN_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/){4}seed[0-9]+")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_RUN_ID = re.compile(rf"({_PART}/){{3}}{_PART}(@{_PART})?/seed[0-9]+")
 
 
 class RunBusy(StoreError):
@@ -75,8 +77,10 @@ class RunFolder:
         write_atomic(self.path / RECORD, record.model_dump_json(indent=2) + "\n")
 
     def write_epochs(self, reports: Iterable[EpochReport]) -> None:
-        """Write the epoch reports, one JSON object a line."""
-        write_atomic(self.path / EPOCHS, "".join(report.model_dump_json() + "\n" for report in reports))
+        """Write the epoch reports, one JSON object a line, and as a table with one line per value."""
+        known = list(reports)
+        write_atomic(self.path / EPOCHS, "".join(report.model_dump_json() + "\n" for report in known))
+        write_atomic(self.path / EPOCH_TABLE, epoch_table(known))
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -118,7 +122,7 @@ class RunStore:
         """
         path = self.root / run_id
         if not _RUN_ID.fullmatch(run_id) or not path.resolve().is_relative_to(self.root.resolve()):
-            raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method/seedK)")
+            raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method[@variant]/seedK)")
         return RunFolder(path)
 
     def check_writable(self) -> None:

@@ -55,20 +55,35 @@ anchor_option = click.option(
 )
 events_option = click.option("--events", is_flag=True, hidden=True, help="Print events as JSON lines.")
 
-cells_options = apply(
-    click.option("--method", "method", required=True, metavar="M[,M...]", help="Methods, or 'all'."),
-    click.option("--pair", "pair", required=True, metavar="P[,P...]", help="Pairs, or 'all'."),
+runs_options = apply(
     click.option("--seeds", type=click.IntRange(1), help="Number of seeds: 0..N-1  [default: 5]."),
     click.option("--seed-list", metavar="0,3,7", help="Seeds, instead of --seeds."),
     dataset_option,
     per_class_option,
-    anchor_option,
     click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Set a method's option."),
     click.option("--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe."),
     path_option("--out", "runs", "Folder of the runs."),
     teachers_option,
     data_option,
     device_option,
+)
+cells_options = apply(
+    click.option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),
+    click.option("--pair", "pair", metavar="P[,P...]", help="Pairs, or 'all'."),
+    click.option("--preset", metavar="NAME|FILE", help="Method, pair, protocol and options under one name."),
+    click.option("--anchor", metavar="NAME|FILE", help=f"Protocol.  [default: the preset's, else {DEFAULT_ANCHOR}]"),
+    click.option("--variant", metavar="NAME", help="Name of this configuration; tables show METHOD@NAME."),
+    runs_options,
+)
+carrying_options = apply(
+    threads_option,
+    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Workers at a time."),
+    click.option("--lanes", type=click.IntRange(1), default=8, show_default=True, help="Runs per worker at a time."),
+    click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
+    click.option("--no-train-teachers", is_flag=True, help="Fail if a teacher is missing."),
+    click.option("--dry-run", is_flag=True, help="Only show the plan."),
+    measure_option,
+    click.option("--retry-failed", is_flag=True, help="Run again what failed for outside reasons."),
 )
 
 

@@ -13,8 +13,9 @@ from kdbench.errors import PluginError, nearest
 _COMMANDS = {
     "run": ("run", "Train every method and seed of a pair; missing teachers first, finished runs never again."),
     "plan": ("plan", "Show what run would do: cells, skipped cells with reasons, teachers, cost."),
-    "list": ("show", "List methods, backbones, pairs, datasets, anchors, recipes, plugins or teachers."),
+    "list": ("show", "List methods, pairs, anchors, presets, ladders and everything else that has a name."),
     "show": ("show", "Show one of them: options, defaults, sources, locked keys."),
+    "ablate": ("ablate", "Run the ladder of a method: what each part of it adds, one factor at a time."),
     "teacher": ("teacher", "Train, import, verify or list teachers."),
     "leaderboard": ("leaderboard", "Write tables from the records of runs."),
     "plugin": ("plugin", "Check that a plugin keeps its contract."),

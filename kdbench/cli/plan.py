@@ -19,9 +19,9 @@ def plan_command(state: State, /, threads: int | None, measure: bool, **cells: A
     Times come from a few steps of each network on this machine, within a minute; ~ marks what was calculated from
     operations instead.
     """
-    from kdbench.cli.planning import Asked, plan_for
+    from kdbench.cli.planning import asked_for, plan_for
 
-    asked = Asked(**cells)
+    asked = asked_for(state.registry(), **cells)
     plan = plan_for(asked, state.registry())
     print_plan(plan, asked, state.registry(), threads or available_threads(), measure=measure)
 
@@ -63,8 +63,8 @@ def _rows(plan: Any, store: Any, found: Any) -> list[tuple[str, ...]]:
     for spec in plan.runs:
         record = store.folder(spec.run_id).peek()
         state = record.status if record else "to do"
-        cells.setdefault((spec.pair, spec.dataset.label, spec.method), []).append((spec.seed, state))
-    options = {(spec.pair, spec.method): _options(spec) for spec in plan.runs}
+        cells.setdefault((spec.pair, spec.dataset.label, spec.row), []).append((spec.seed, state))
+    options = {(spec.pair, spec.row): _options(spec) for spec in plan.runs}
     return [
         (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds),
          str(found.runs.get((pair, method), "-")), _size(found.memory[pair, method]))
@@ -76,7 +76,7 @@ def _total(todo: Any, found: Any) -> str:
     """Return the line of the total time; each run bears its teachers' passes alone there."""
     from kdbench.training.forecast import Duration
 
-    runs = sum((found.runs[spec.pair, spec.method] for spec in todo), Duration(0))
+    runs = sum((found.runs[spec.pair, spec.row] for spec in todo), Duration(0))
     taught = sum(found.recipes.values(), Duration(0))
     device, threads = found.machine.device, found.machine.threads
     where = f"{device}, {threads} thread{'s' if threads > 1 else ''}"

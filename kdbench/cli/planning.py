@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
-from kdbench.cli.arguments import names, seeds_of
+from kdbench.cli.arguments import DEFAULT_ANCHOR, names, seeds_of
+from kdbench.config.presets import Preset, load_preset
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
-from kdbench.plan import Plan, Request, make_plan
+from kdbench.plan import ALL, Plan, Request, make_plan
 from kdbench.registry import Registry
 from kdbench.training.environment import resolve_device
 
@@ -34,6 +37,7 @@ class Asked:
     teachers: Path
     data: Path
     device: str
+    variant: str = ""
 
     def request(self) -> Request:
         """Return them as a request."""
@@ -47,11 +51,64 @@ class Asked:
             settings=self.settings,
             teacher_names=names(self.teacher or ""),
             data_root=self.data,
+            variant=self.variant,
         )
 
 
-def plan_for(asked: Asked, registry: Registry) -> Plan:
+def asked_for(registry: Registry, preset: str | None, variant: str | None, **options: Any) -> Asked:
+    """Return the options of run and plan, with what a preset says where the command does not.
+
+    The command's pair, anchor and settings win over the preset's. Its method must be the preset's: the options are.
+
+    Raises:
+        ConfigError: If the preset is unknown or the method another one.
+        click.UsageError: If neither command nor preset names a method or a pair.
+    """
+    named, own = (None, "") if preset is None else _preset(preset, registry)
+    if named is not None:
+        options = _filled_in(options, named, own, registry)
+    if missing := [key for key in ("method", "pair") if not options[key]]:
+        where = "" if named is None else f" Preset '{named.name}' is for several."
+        raise click.UsageError(f"Missing option '--{missing[0]}'.{where}")
+    anchor = options.pop("anchor") or DEFAULT_ANCHOR
+    if named is not None and (anchor != own or isinstance(named.anchor, str)):
+        # The protocol is shared with other configurations of the method.
+        variant = variant or named.name
+    return Asked(**options, anchor=anchor, variant=variant or "")
+
+
+def _preset(name: str, registry: Registry) -> tuple[Preset, str]:
+    """Return a preset by its name or file, and how to name its anchor."""
+    if name.endswith((".yaml", ".yml")):
+        preset = load_preset(Path(name))
+        return preset, preset.anchor if isinstance(preset.anchor, str) else name
+    return registry.presets[name], registry.presets[name].anchor_name
+
+
+def _filled_in(options: Mapping[str, Any], preset: Preset, anchor: str, registry: Registry) -> dict[str, Any]:
+    methods = names(options["method"] or preset.method or "")
+    if preset.method and methods != (preset.method,):
+        raise ConfigError(
+            f"--preset {preset.name}: is one of method '{preset.method}', but --method is {options['method']}; leave "
+            "--method out, or choose another preset (kdbench list presets)"
+        )
+    settings = preset.settings(tuple(registry.methods) if methods == ALL else methods)
+    return {
+        **options,
+        "method": ",".join(methods),
+        "pair": options["pair"] or preset.pair,
+        "anchor": options["anchor"] or anchor,
+        "settings": (*settings, *options["settings"]),
+    }
+
+
+def plan_for(asked: Asked, registry: Registry, make: Callable[[Request, Registry], Plan] = make_plan) -> Plan:
     """Return the plan of a command.
+
+    Args:
+        asked: What it asks for.
+        registry: Loaded plugins.
+        make: What makes a plan of a request.
 
     Raises:
         ConfigError: With everything that is wrong with it, memory and named teachers included.
@@ -65,7 +122,7 @@ def plan_for(asked: Asked, registry: Registry) -> Plan:
         device = torch.device("cpu")
         problems.append(str(error))
     try:
-        plan = make_plan(asked.request(), registry)
+        plan = make(asked.request(), registry)
     except ConfigError as error:
         raise ProblemList([*getattr(error, "problems", [str(error)]), *problems]) from error
     problems += too_large(plan, registry, memory_of(device))

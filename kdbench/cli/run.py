@@ -5,70 +5,78 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, available_threads, cells_options, measure_option, threads_option
+from kdbench.cli.arguments import apply, available_threads, carrying_options, cells_options
 from kdbench.cli.main import State
 
 
 @click.command("run")
-@apply(
-    cells_options,
-    threads_option,
-    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Workers at a time."),
-    click.option("--lanes", type=click.IntRange(1), default=8, show_default=True, help="Runs per worker at a time."),
-    click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
-    click.option("--no-train-teachers", is_flag=True, help="Fail if a teacher is missing."),
-    click.option("--dry-run", is_flag=True, help="Only show the plan."),
-    measure_option,
-    click.option("--retry-failed", is_flag=True, help="Run again what failed for outside reasons."),
-)
+@apply(cells_options, carrying_options)
 @click.pass_obj
-def run_command(
-    state: State,
-    /,
-    threads: int | None,
-    jobs: int,
-    lanes: int,
-    executor: str,
-    no_train_teachers: bool,
-    dry_run: bool,
-    measure: bool,
-    retry_failed: bool,
-    **cells: Any,
-) -> None:
+def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -> None:
     """Train every method and seed of a pair, teachers first.
 
     A finished run is never run again and an interrupted one continues: start the same command again at any time.
     """
     from kdbench.cli.plan import print_plan
-    from kdbench.cli.planning import Asked, plan_for
+    from kdbench.cli.planning import asked_for, plan_for
+
+    how, cells = split(options)
+    asked = asked_for(state.registry(), **cells)
+    plan = plan_for(asked, state.registry())
+    if dry_run:
+        print_plan(plan, asked, state.registry(), how.threads, measure=measure)
+        return
+    failed = train(plan, asked, how, state)
+    if failed:
+        raise SystemExit(4)
+
+
+@dataclass(frozen=True)
+class How:
+    """How the runs of a plan are carried out, as parsed."""
+
+    threads: int
+    jobs: int
+    lanes: int
+    executor: str
+    no_train_teachers: bool
+    retry_failed: bool
+
+
+def split(options: dict[str, Any]) -> tuple[How, dict[str, Any]]:
+    """Return how to run apart from what to run; without a number of threads, workers share the cores."""
+    how = {name: options[name] for name in How.__dataclass_fields__}
+    how["threads"] = how["threads"] or max(1, available_threads() // how["jobs"])
+    return How(**how), {name: value for name, value in options.items() if name not in how}
+
+
+def train(plan: Any, asked: Any, how: How, state: State) -> bool:
+    """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
     from kdbench.cli.progress import Reporter
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
 
-    asked, threads = Asked(**cells), threads or max(1, available_threads() // jobs)
-    plan = plan_for(asked, state.registry())
-    if dry_run:
-        print_plan(plan, asked, state.registry(), threads, measure=measure)
-        return
     _fetch_weights(plan, asked, state)
     settings = Settings(
         store=asked.out,
         teachers=asked.teachers,
         data=asked.data,
         device=asked.device,
-        threads=threads,
+        threads=how.threads,
         without=state.without,
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
-    order = Order(plan.runs, asked.anchor, classes, settings, jobs, lanes, not no_train_teachers, retry_failed)
+    train_teachers = not how.no_train_teachers
+    order = Order(plan.runs, asked.anchor, classes, settings, how.jobs, how.lanes, train_teachers, how.retry_failed)
     for skipped in plan.skipped:
         click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
     with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
-        records = carry_out(order, _engine(executor, settings, reporter, state))
+        records = carry_out(order, _engine(how.executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]
     good = len(records) - len(failed) - len(diverged)
@@ -77,8 +85,7 @@ def run_command(
     )
     for record in failed:
         click.echo(f"failed {record.run_id}: {record.reason}", err=True)
-    if failed:
-        raise SystemExit(4)
+    return bool(failed)
 
 
 def _fetch_weights(plan: Any, asked: Any, state: State) -> None:

@@ -9,7 +9,7 @@ import click
 
 from kdbench.cli.main import State
 
-KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes", "plugins", "teachers")
+KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes", "presets", "ladders", "plugins", "teachers")
 
 
 @click.command("list")
@@ -17,7 +17,7 @@ KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes", "plu
 @click.option("--teachers", default="teachers", type=click.Path(path_type=Path), help="Folder of the artefacts.")
 @click.pass_obj
 def list_command(state: State, kind: str, teachers: Path) -> None:
-    """List methods, backbones, pairs, datasets, anchors, recipes, plugins or teachers."""
+    """List methods, backbones, pairs, datasets, anchors, recipes, presets, ladders, plugins or teachers."""
     from tabulate import tabulate
 
     if kind == "teachers":
@@ -70,6 +70,18 @@ class _Lists:
         return ("recipe", "version", "backbone", "dataset", "start", "epochs", "sha256"), rows
 
     @staticmethod
+    def presets(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(p.name, p.method or "any", p.pair or "any", p.anchor_name, p.description)
+                for p in registry.presets.values()]  # fmt: skip
+        return ("preset", "method", "pair", "anchor", "description"), rows
+
+    @staticmethod
+    def ladders(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(ladder.method, ladder.name, "yes" if ladder.default else "", len(ladder.steps), ladder.anchor,
+                 ladder.description) for ladder in registry.ladders.values()]  # fmt: skip
+        return ("method", "ladder", "default", "steps", "anchor", "description"), rows
+
+    @staticmethod
     def plugins(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
         rows = [(p.name, p.distribution, p.version, p.ref().file_sha256[:12], p.file) for p in registry.plugins]
         return ("plugin", "distribution", "version", "sha256", "file"), rows
@@ -88,13 +100,13 @@ def _anchor(name: str, registry: Any) -> Any:
 @click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Channels of its input.")
 @click.pass_obj
 def show_command(state: State, name: str, size: int, classes: int, channels: int) -> None:
-    """Show a method, backbone, pair, dataset, anchor or recipe by NAME."""
+    """Show a method, backbone, pair, dataset, anchor, recipe, preset or ladder (METHOD.LADDER) by NAME."""
     from kdbench.errors import ConfigError, nearest
 
     registry = state.registry()
     views = {
         "methods": _show_method, "anchors": _show_anchor, "recipes": _show_recipe, "pairs": _show_pair,
-        "datasets": _show_dataset,
+        "datasets": _show_dataset, "presets": _show_preset, "ladders": _show_ladder,
     }  # fmt: skip
     found = False
     for kind, view in views.items():
@@ -197,6 +209,20 @@ def _show_pair(name: str, registry: Any) -> None:
             f"overlap of the teachers' classes: {pair.overlap_pct} %, seed {pair.overlap_seed}; teachers trained on "
             f"{' and '.join(names)}, the student on the classes of both"
         )
+
+
+def _show_preset(name: str, registry: Any) -> None:
+    from kdbench.cli.preset_page import preset_page
+
+    for line in preset_page(registry.presets[name]):
+        click.echo(line)
+
+
+def _show_ladder(name: str, registry: Any) -> None:
+    from kdbench.cli.preset_page import ladder_page
+
+    for line in ladder_page(registry.ladders[name], registry.presets.as_mapping()):
+        click.echo(line)
 
 
 def _show_dataset(name: str, registry: Any) -> None:

@@ -162,7 +162,7 @@ def _resolve(path: Path, known: Mapping[str, Path], above: tuple[Path, ...]) -> 
     """Return the merged tree, the file each dotted key comes from, and the names from this anchor up to its root."""
     if path.resolve() in above:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in above)}")
-    tree = read_yaml(path)
+    tree = _anchor_tree(path)
     parent_name = tree.pop("extends", None)
     name = str(tree.get("name", ""))
     if parent_name is None:
@@ -176,6 +176,17 @@ def _resolve(path: Path, known: Mapping[str, Path], above: tuple[Path, ...]) -> 
     if isinstance(locked := tree.get("locked", []), list):  # else it is refused with all that is wrong
         merged["locked"] = _unique([*_locked(parent), *locked])
     return merged, {**origin, **dict.fromkeys(_leaves(tree), path)}, [name, *lineage]
+
+
+def _anchor_tree(path: Path) -> Tree:
+    """Return the keys of an anchor: those of its file, or those a preset states, under the preset's name."""
+    tree = read_yaml(path)
+    inner = tree.get("anchor")
+    if not isinstance(inner, dict):
+        return tree
+    if own := sorted({"name", "version"} & inner.keys()):
+        raise ConfigError(f"{path}: anchor.{own[0]}: the anchor of a preset is named like it; state it above")
+    return {**{key: tree[key] for key in ("name", "version", "description") if key in tree}, **inner}
 
 
 def _refuse_locked(path: Path, merged: Tree, parent: Tree, origin: Mapping[str, Path]) -> None:

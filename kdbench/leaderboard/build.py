@@ -48,7 +48,7 @@ def _problems(where: str, cells: Sequence[Cell]) -> list[str]:
     shared = group_problems(where, cells)
     if shared:
         return problems + shared  # rows of an incomparable table would only repeat it
-    rows = group_by(cells, lambda cell: (cell.spec.method, cell.spec.division))
+    rows = group_by(cells, lambda cell: (cell.spec.row, cell.spec.division))
     return problems + [problem for _, members in sorted(rows.items()) for problem in row_problems(where, members)]
 
 
@@ -68,7 +68,7 @@ def _tables(cells: Sequence[Cell], baselines: tuple[str, ...]) -> list[Table]:
 
 
 def _rows(cells: Sequence[Cell]) -> list[Row]:
-    return [make_row(members) for _, members in sorted(group_by(cells, lambda cell: cell.spec.method).items())]
+    return [make_row(members) for _, members in sorted(group_by(cells, lambda cell: cell.spec.row).items())]
 
 
 def _table(cells: Sequence[Cell], division: Division, rows: Sequence[Row], baselines: tuple[str, ...]) -> Table:

@@ -80,7 +80,7 @@ def group_problems(where: str, cells: Sequence[Cell]) -> list[str]:
 
 def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:
     """Return why these cells of one method cannot be one row."""
-    where = f"{where}, method '{cells[0].spec.method}'"
+    where = f"{where}, method '{cells[0].spec.row}'"
     remedy = "a row holds one configuration: leave one group out or put it in a leaderboard of its own"
     found = [
         _two(where, "method versions", [(cell, str(cell.spec.method_version)) for cell in cells], remedy),
@@ -108,6 +108,7 @@ def _facts(side: RunSpec | Record) -> dict[str, str]:
     return {
         "method": side.method,
         "method_version": str(side.method_version),
+        "variant": side.variant,
         "options": _json(side.options),
         "deviations": _deviations(side),
         "pair": side.pair,

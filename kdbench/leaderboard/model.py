@@ -77,9 +77,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Row:
-    """One method of a table.
+    """One method of a table, or one of its variants.
 
     Args:
+        method: ``method``, or ``method@variant``.
         outcomes: One per planned seed, by seed.
         scored: Mean and std of all scores, diverged runs at chance (intent to treat); None without a score.
         ok_only: The same of the ok runs alone.

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from kdbench.files import write_atomic
 from kdbench.spec import DatasetRef
-from kdbench.store import EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
+from kdbench.store import EPOCH_TABLE, EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 FOLDER = "runs"
 # A dataset made from another: kind, numbers and words separated by commas, then the other one. No path looks like it.
@@ -30,7 +30,7 @@ def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
         if record is not None:
             copied = record.model_copy(update={"dataset_ref": without_folder(record.dataset_ref)})
             write_atomic(target / RECORD, copied.model_dump_json(indent=2) + "\n")
-        for name in (EPOCHS, PREDICTIONS):
+        for name in (EPOCHS, EPOCH_TABLE, PREDICTIONS):
             if (folder.path / name).exists():
                 write_atomic(target / name, (folder.path / name).read_bytes())
     return RunStore(out / FOLDER)

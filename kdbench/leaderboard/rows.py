@@ -20,7 +20,7 @@ def make_row(cells: Sequence[Cell]) -> Row:
     accuracies = [outcome.accuracy for outcome in outcomes if outcome.accuracy is not None]
     spec = ordered[0].spec
     return Row(
-        method=spec.method,
+        method=spec.row,
         method_version=spec.method_version,
         plugins=tuple(sorted({f"{c.spec.plugin.distribution} {c.spec.plugin.version}" for c in ordered})),
         options=spec.options,

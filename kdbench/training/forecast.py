@@ -92,7 +92,7 @@ def forecast(
         measuring: Returns seconds per image of a network; None = calculate no times.
     """
     base = machine.base_memory()
-    cells = {(spec.pair, spec.method): spec for spec in plan.runs}
+    cells = {(spec.pair, spec.row): spec for spec in plan.runs}
     memory = {cell: run_memory(spec, plan, registry, base) for cell, spec in cells.items()}
     works = {cell: _works(spec, plan, registry) for cell, spec in cells.items()}
     speeds = {} if measuring is None else speeds_of((w for found in works.values() for w in found), measuring, BUDGET)

@@ -160,6 +160,7 @@ class Lane(Course):
             phase=self.phase.name,
             epoch=self.position.epoch,
             epochs=self.epochs,
+            number=len(self.history),
             student_epoch=self.student_epoch if self.phase.is_main and self.phase.epochs is not None else None,
             learning_rate=self.rate(),
             losses=reportable(means),

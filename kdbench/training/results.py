@@ -187,6 +187,7 @@ def identity_of(spec: RunSpec) -> dict[str, Any]:
         "config_sha256": spec.config_sha256,
         "method": spec.method,
         "method_version": spec.method_version,
+        "variant": spec.variant,
         "plugin": spec.plugin,
         "options": spec.options,
         "division": spec.division,

@@ -173,5 +173,5 @@ def test_show_refuses_a_size_the_backbone_cannot_take() -> None:
 def test_show_suggests_the_nearest_name(name: str, nearest: str) -> None:
     assert failure("show", name) == (
         f"unknown name '{name}'. Did you mean '{nearest}'? All: kdbench list "
-        "methods|backbones|pairs|datasets|anchors|recipes"
+        "methods|backbones|pairs|datasets|anchors|recipes|presets|ladders"
     )

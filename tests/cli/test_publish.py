@@ -15,7 +15,7 @@ def test_the_copies_rebuild_the_same_bytes(finished: Place) -> None:
     for name in ("leaderboard.md", "leaderboard.json"):
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
     kept = {path.name for path in Path("one/runs").rglob("*") if path.is_file()}
-    assert kept == {"spec.json", "record.json", "epochs.jsonl", "predictions.npz"}
+    assert kept == {"spec.json", "record.json", "epochs.jsonl", "epochs.csv", "predictions.npz"}
 
 
 def test_paths_of_datasets_are_not_published(finished: Place, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from commandline import METHODS, Place, kdbench, snapshot
 from safetensors import safe_open
 
-FILES = ["epochs.jsonl", "predictions.npz", "record.json", "spec.json", "student.safetensors"]
+FILES = ["epochs.csv", "epochs.jsonl", "predictions.npz", "record.json", "spec.json", "student.safetensors"]
 SMOKE = ("--method", "student,vanilla_kd", "--pair", "tiny", "--seeds", 1, "--anchor", "fair_baseline_smoke")
 
 

@@ -270,6 +270,7 @@ def test_the_main_phase_after_it_starts_from_the_same_student(lab: Any) -> None:
         lab.train([lab.spec("toy_head_first", f"epochs={epochs}")], str(epochs))[0].lane for epochs in (2, 0)
     )
     assert [report.phase for report in both.history] == ["head"] * 2 + ["main"] * 3
+    assert [report.number for report in both.history] == [0, 1, 2, 3, 4]
     assert [report.phase for report in alone.history] == ["main"] * 3
     assert lab.digest_of(both.student.state_dict()) == lab.digest_of(alone.student.state_dict())
 

@@ -109,6 +109,7 @@ def test_too_many_per_class_is_one_message(known: Registry) -> None:
 def test_hash_covers_what_teachers_saw_and_not_where_it_lies(spec: RunSpec) -> None:
     tree = spec.model_dump(mode="json")
     assert tree.pop("teacher_datasets") == []
+    assert tree.pop("variant") == ""
     for section, keys in (("dataset", ("name", "slug")), ("plugin", ("version", "file_sha256"))):
         for key in keys:
             del tree[section][key]

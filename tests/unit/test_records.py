@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import StoreError
-from kdbench.records import Accuracy, Corrupt, Record, parse_json
+from kdbench.records import Accuracy, Corrupt, Cost, Record, parse_json
 from kdbench.spec import RunSpec
 
 
@@ -89,3 +89,21 @@ def test_not_finite_measurements_survive_as_null(record: Record, path: Path) -> 
     path.write_text(record.model_copy(update={"nll": float("nan")}).model_dump_json())
     assert "NaN" not in path.read_text()
     assert parse_json(Record, path).nll is None
+
+
+def test_numbers_are_the_results_that_are_there(record: Record) -> None:
+    cost = Cost(
+        train_seconds=1.5, images_per_second=2.5, student_forwards=3, teacher_forwards=4, peak_memory_bytes=5,
+        train_only_parameters=6, deployed_parameters=7, deployed_flops=8,
+    )  # fmt: skip
+    accuracy = Accuracy(last=50.0, best=60.0, last5_mean=55.0, top5=90.0)
+    results = {"nll": 1.25, "ece": None, "agreement_with_teacher": 75.0}
+    full = record.model_copy(update={"accuracy": accuracy, "cost": cost, **results})
+    assert full.numbers() == {
+        "accuracy.last": 50.0, "accuracy.best": 60.0, "accuracy.last5_mean": 55.0, "accuracy.top5": 90.0,
+        "cost.train_seconds": 1.5, "cost.images_per_second": 2.5, "cost.student_forwards": 3.0,
+        "cost.teacher_forwards": 4.0, "cost.peak_memory_bytes": 5.0, "cost.train_only_parameters": 6.0,
+        "cost.deployed_parameters": 7.0, "cost.deployed_flops": 8.0, "nll": 1.25, "agreement_with_teacher": 75.0,
+    }  # fmt: skip
+    nothing = {"accuracy": None, "cost": None, "nll": None, "ece": None, "agreement_with_teacher": None}
+    assert record.model_copy(update=nothing).numbers() == {}

@@ -106,7 +106,7 @@ def test_spec_that_is_damaged(store: RunStore, spec: RunSpec) -> None:
 def test_ids_that_are_none(store: RunStore, run_id: str) -> None:
     with pytest.raises(ConfigError) as caught:
         store.folder(run_id)
-    assert str(caught.value) == f"run '{run_id}': not a run id (anchor/dataset/pair/method/seedK)"
+    assert str(caught.value) == f"run '{run_id}': not a run id (anchor/dataset/pair/method[@variant]/seedK)"
 
 
 @pytest.mark.parametrize("place", ["crd-v1", GOOD])

@@ -1,0 +1,75 @@
+"""Preset files: a method, pair, protocol and options under one name, so that a known configuration is one word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue, model_validator
+
+from kdbench.config.loading import read_yaml, validate
+from kdbench.config.schema import Name, Section
+from kdbench.errors import ConfigError
+
+Values = dict[str, JsonValue]
+
+
+class Preset(Section):
+    """The keys of a preset file."""
+
+    name: Name
+    version: int = Field(1, ge=1, description="version of the anchor it defines")
+    description: str = ""
+    source: str = Field("", description="where its values come from")
+    method: Name | None = Field(None, description="method it configures; null = whichever the command names")
+    pair: Name | None = Field(None, description="pair it was made for; null = whichever the command names")
+    anchor: Name | dict[str, Any] = Field(
+        description="a registered anchor by name, or the keys of one that is then named like the preset"
+    )
+    options: Values = Field(default_factory=dict, description="options of the method")
+    options_of: dict[str, Values] = Field(
+        default_factory=dict, description="without a method: options of those that the command may name"
+    )
+    keys: dict[str, Any] = Field(
+        default_factory=dict, description="the same configuration in its source's own words, for the reader"
+    )
+    amended: dict[str, Any] = Field(
+        default_factory=dict, description="of these the ones that could not stay as they are, as they are meant here"
+    )
+    notes: tuple[str, ...] = Field((), description="what a reader must know: what was changed, what has no counterpart")
+
+    @model_validator(mode="after")
+    def _options_have_a_method(self) -> Preset:
+        if self.method is None and self.options:
+            raise ValueError("options: whose? name a method, or write options_of: {METHOD: {..}}")
+        if self.method is not None and self.options_of:
+            raise ValueError(f"options_of: is for presets without a method; write those of '{self.method}' in options")
+        return self
+
+    @property
+    def anchor_name(self) -> str:
+        """Name of the anchor its runs follow."""
+        return self.anchor if isinstance(self.anchor, str) else self.name
+
+    def settings(self, methods: tuple[str, ...]) -> tuple[str, ...]:
+        """Return its options as ``METHOD.OPTION=VALUE``, those of the methods of a command."""
+        options_of = self.options_of if self.method is None else {self.method: self.options}
+        return tuple(text for method in methods for text in as_settings(method, options_of.get(method, {})))
+
+
+def as_settings(method: str, options: Values) -> tuple[str, ...]:
+    """Return options as ``METHOD.OPTION=VALUE``."""
+    return tuple(f"{method}.{name}={json.dumps(value)}" for name, value in options.items())
+
+
+def load_preset(path: Path) -> Preset:
+    """Return the preset a file holds.
+
+    Raises:
+        ConfigError: If the file is wrong, with all that is wrong, or not named like the preset.
+    """
+    preset = validate(Preset, read_yaml(path), str(path))
+    if preset.name != path.stem:
+        raise ConfigError(f"{path}: name: is '{preset.name}', must be '{path.stem}' like the file")
+    return preset
