@@ -43,6 +43,7 @@ def run_command(
 
     A finished run is never run again and an interrupted one continues: start the same command again at any time.
     """
+    from kdbench.cli.notes import print_notes
     from kdbench.cli.plan import print_plan
     from kdbench.cli.planning import Asked, plan_for
     from kdbench.cli.progress import Reporter
@@ -65,8 +66,7 @@ def run_command(
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     order = Order(plan.runs, asked.anchor, classes, settings, jobs, lanes, not no_train_teachers, retry_failed)
-    for skipped in plan.skipped:
-        click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
+    print_notes(plan)
     with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
         records = carry_out(order, _engine(executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]

@@ -112,7 +112,6 @@ class Bench:
         return Run(self)
 
 
-@cache
 def pair_for(method_type: type[AnyMethod]) -> Pair:
     """Return the pair that a method is tried on unless another one is named: the first it does not decline."""
     for pair in (PAIR, TWO_TEACHERS):
