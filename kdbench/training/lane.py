@@ -154,6 +154,7 @@ class Lane(Course):
             self.diverged = f"non-finite loss in phase '{self.phase.name}', epoch {self.position.epoch + 1}"
         accuracy = self._validation_accuracy(onlooker)
         seconds = self.meters.seconds  # what the method does now is part of the run's cost, not of the epoch's speed
+        rate = self.rate()  # nor does it change the rate of the epoch that is over
         own = {} if self.diverged else after_epoch(self, onlooker, {**means, **notes}, accuracy)
         report = EpochReport(
             run_id=self.spec.run_id,
@@ -162,7 +163,7 @@ class Lane(Course):
             epochs=self.epochs,
             number=len(self.history),
             student_epoch=self.student_epoch if self.phase.is_main and self.phase.epochs is not None else None,
-            learning_rate=self.rate(),
+            learning_rate=rate,
             losses=reportable(means),
             metrics={**reportable(notes), **own},
             train_accuracy=None if correct is None else 100 * correct,
