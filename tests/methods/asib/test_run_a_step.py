@@ -239,14 +239,14 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(two: Any, monkeyp
     monkeypatch.setattr(ASIB, "a_losses", broken)
     broken_at = {2}
     lane = two.train(two.spec(anchor={"schedule__epochs": 1}), "one")
-    assert [report.metrics["skipped_steps"] for report in _a(lane)] == [0.25, 0.0]
+    assert [report.metrics["skipped_steps"] for report in _a(lane)] == [1, 0]
     assert all(report.losses["total"] is not None for report in _a(lane))
-    # Not even one good step: the A-Step leaves things as they were, and the B-Step goes on.
+    # Not even one good step in an epoch: there is nothing to go on with.
     calls.clear()
     broken_at = set(range(100))
     lane = two.train(two.spec(anchor={"schedule__epochs": 1}), "all")
-    assert [report.metrics["skipped_steps"] for report in _a(lane)] == [1.0, 1.0]
-    assert lane.finished
+    assert [report.metrics["skipped_steps"] for report in _a(lane)] == [4]
+    assert lane.diverged == "non-finite loss in phase 'a1', epoch 1"
 
 
 def test_a_gate_that_was_never_measured_is_measured_before_the_b_step() -> None:
