@@ -244,7 +244,7 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(two: Any, monkeyp
     # Not even one good step in an epoch: there is nothing to go on with.
     calls.clear()
     broken_at = set(range(100))
-    lane = two.train(two.spec(anchor={"schedule__epochs": 1}), "all")
+    lane = two.lab.train([two.spec(anchor={"schedule__epochs": 1})], "all")[0].lane
     assert [report.metrics["skipped_steps"] for report in _a(lane)] == [4]
     assert lane.diverged == "non-finite loss in phase 'a1', epoch 1"
 
