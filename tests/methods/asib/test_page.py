@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kdbench.methods.asib.bridge import Bridge
+from kdbench.methods.asib.method import ASIB
 from kdbench.methods.asib.options import ASIBOptions
 from kdbench.methods.asib.recommended import recommended
+from kdbench.testing import METHOD_CHECKS
+from kdbench.testing.bench import Bench
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "kdbench" / "methods" / "asib"
@@ -55,3 +60,18 @@ def test_what_is_not_built_is_no_option_and_what_is_recommended_is_one() -> None
     assert len(keys) > 15
     assert keys & set(ASIBOptions.model_fields) == set()
     assert set(recommended()) <= set(ASIBOptions.model_fields)
+
+
+def test_another_bridge_is_put_in_as_shown() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+    class Mine(Bridge):
+        pass
+
+    names: dict[str, Any] = {"MyBridge": Mine, "__name__": "page"}
+    exec(compile(code, "docs/asib.md", "exec"), names)
+    method = names["WiderASIB"]
+    assert issubclass(method, ASIB)
+    for check in ("name", "builds", "losses", "gradient", "resume"):
+        METHOD_CHECKS[check](method)
+    assert isinstance(Bench(method).build().bridge, Mine)
