@@ -91,6 +91,11 @@ def resolve_options(method: type[AnyMethod], anchor: Anchor, pair: Pair, setting
     return options
 
 
+def usual_options(method: type[AnyMethod], anchor: Anchor, pair: Pair) -> dict[str, object]:
+    """Return the options of a run for which nothing is set, in JSON's types."""
+    return resolve_options(method, anchor, pair, ()).model_dump(mode="json")
+
+
 def _recommended(method: type[AnyMethod], anchor: Anchor, pair: Pair) -> dict[str, object]:
     try:
         return dict(method.recommended(anchor.family, pair))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kdbench.ablation.differences import Difference, differences, refusals
 from kdbench.config.ladders import Ladder
 from kdbench.config.loading import load_anchor
-from kdbench.config.presets import as_settings
+from kdbench.config.presets import as_settings, whole
 from kdbench.errors import ConfigError, ProblemList, unknown
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import Registry
@@ -74,6 +74,7 @@ def expand(ladder: Ladder, request: Request, registry: Registry) -> Ablation:
         raise ConfigError(f"--pair {','.join(request.pairs)}: an ablation is of one pair; name one")
     anchor = load_anchor(request.anchor, registry.anchors.as_mapping())
     presets = registry.presets.as_mapping()
+    options_type = registry.methods[ladder.method].options_type
     plans: dict[str, Plan] = {}
     problems: dict[str, list[str]] = {}
     for step in ladder.steps:
@@ -81,7 +82,7 @@ def expand(ladder: Ladder, request: Request, registry: Registry) -> Ablation:
             options = ladder.options_of(
                 step.name, (anchor.name, *anchor.lineage), presets, where=f"ladder '{ladder.label}'"
             )
-            settings = (*as_settings(ladder.method, options), *request.settings)
+            settings = (*as_settings(ladder.method, whole(options, options_type)), *request.settings)
             asked = replace(request, methods=(ladder.method,), settings=settings, variant=variant_of(ladder, step.name))
             plans[step.name] = make_plan(asked, registry)
         except ConfigError as error:

@@ -9,6 +9,8 @@ import click
 from kdbench.cli.arguments import apply, available_threads, cells_options, measure_option, threads_option
 from kdbench.cli.main import State
 
+MOST_OPTIONS = 12  # that a cell shows in full
+
 
 @click.command("plan")
 @apply(cells_options, threads_option, measure_option)
@@ -44,7 +46,7 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
     missing = missing_teachers(todo, TeacherStore(asked.teachers))
     found = forecast(plan, missing, registry, machine, measurer(plan, machine) if measure and todo else None)
     headers = ("pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory")
-    click.echo(tabulate(_rows(plan, store, found), headers=headers, disable_numparse=True))
+    click.echo(tabulate(_rows(plan, store, found, registry), headers=headers, disable_numparse=True))
     print_notes(plan)
     for recipe in missing:
         time = f", {found.recipes[recipe.name]}" if found.recipes else ""
@@ -58,13 +60,13 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
         click.echo(_total(todo, found))
 
 
-def _rows(plan: Any, store: Any, found: Any) -> list[tuple[str, ...]]:
+def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:
     cells: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
     for spec in plan.runs:
         record = store.folder(spec.run_id).peek()
         state = record.status if record else "to do"
         cells.setdefault((spec.pair, spec.dataset.label, spec.row), []).append((spec.seed, state))
-    options = {(spec.pair, spec.row): _options(spec) for spec in plan.runs}
+    options = {(spec.pair, spec.row): _options(spec, registry) for spec in plan.runs}
     return [
         (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds),
          str(found.runs.get((pair, method), "-")), _size(found.memory[pair, method]))
@@ -92,9 +94,17 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _options(spec: Any) -> str:
-    return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                     for name, value in spec.options.items())  # fmt: skip
+def _options(spec: Any, registry: Any) -> str:
+    """Return the options of a cell; of many, those that are not at their recommended values."""
+    from kdbench.options import usual_options
+
+    shown, others = spec.options, ""
+    if len(shown) > MOST_OPTIONS:
+        usual = usual_options(registry.methods[spec.method], spec.anchor, registry.pairs[spec.pair])
+        shown = {name: value for name, value in shown.items() if usual.get(name) != value}
+        others = f"{len(spec.options) - len(shown)} as recommended (kdbench show {spec.method})"
+    texts = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()]
+    return ", ".join([*texts, *([others] if others else [])])
 
 
 def _seeds(entries: list[tuple[int, str]]) -> str:

@@ -92,7 +92,8 @@ def _filled_in(options: Mapping[str, Any], preset: Preset, anchor: str, registry
             f"--preset {preset.name}: is one of method '{preset.method}', but --method is {options['method']}; leave "
             "--method out, or choose another preset (kdbench list presets)"
         )
-    settings = preset.settings(tuple(registry.methods) if methods == ALL else methods)
+    types = {name: method.options_type for name, method in registry.methods.as_mapping().items()}
+    settings = preset.settings(types if methods == ALL else methods, types)
     return {
         **options,
         "method": ",".join(methods),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
+from pydantic_core import to_jsonable_python
 
 from kdbench.config.loading import read_yaml, validate
 from kdbench.config.schema import Name, Section
@@ -52,10 +54,26 @@ class Preset(Section):
         """Name of the anchor its runs follow."""
         return self.anchor if isinstance(self.anchor, str) else self.name
 
-    def settings(self, methods: tuple[str, ...]) -> tuple[str, ...]:
-        """Return its options as ``METHOD.OPTION=VALUE``, those of the methods of a command."""
-        options_of = self.options_of if self.method is None else {self.method: self.options}
-        return tuple(text for method in methods for text in as_settings(method, options_of.get(method, {})))
+    def settings(self, methods: Iterable[str], defaults: Mapping[str, type[BaseModel]]) -> tuple[str, ...]:
+        """Return its options as ``METHOD.OPTION=VALUE``, those of the methods of a command.
+
+        A preset of one method is its whole configuration: what it does not say has the option's default. Those of
+        ``options_of`` come on top of what their methods recommend.
+
+        Args:
+            methods: The command's methods.
+            defaults: Types of the methods' options.
+        """
+        if self.method is None:
+            return tuple(text for name in methods for text in as_settings(name, self.options_of.get(name, {})))
+        return as_settings(self.method, whole(self.options, defaults.get(self.method)))
+
+
+def whole(options: Values, defaults: type[BaseModel] | None) -> Values:
+    """Return options with the defaults of those that are not there, so that nothing recommended takes their place."""
+    fields = defaults.model_fields.items() if defaults else ()
+    known = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    return {**to_jsonable_python(known), **options}
 
 
 def as_settings(method: str, options: Values) -> tuple[str, ...]:

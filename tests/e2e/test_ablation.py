@@ -274,6 +274,16 @@ def test_a_preset_gives_method_pair_anchor_and_options(place: Place) -> None:
     assert "boost=5," in won.out
 
 
+def test_a_variant_gives_a_configuration_a_row_of_its_own(place: Place) -> None:
+    base = ("--method", "blend", "--anchor", "crd_smoke", "--seeds", 1, "--no-measure")
+    outcome = kdbench("plan", *words(place, *base, "--variant", "strong", "--set", "blend.boost=9"))
+    assert outcome.code == 0, outcome
+    assert "blend@strong" in outcome.out.splitlines()[2].split()
+    assert failure("plan", *words(place, *base, "--variant", "a b")) == (
+        "--variant: 'a b' is no name; use letters, digits, '.', '_' and '-'"
+    )
+
+
 def test_a_preset_may_be_a_file(place: Place) -> None:
     path = place.root / "filed.yaml"
     path.write_text(QUICK.replace("name: quick", "name: filed"), encoding="utf-8")

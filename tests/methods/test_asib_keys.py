@@ -215,6 +215,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ({"teacher1.name": "a", "teacher2.name": "b", "teacher_weights": [0.4, 0.6]},
          {"loss.teacher_weights": {"a": 0.4, "b": 0.6}}),
         ({"use_partial_freeze": True}, {"freezing.use_partial_freeze": True}),
+        ({"use_safe_mode": True}, {"step.safe_retry": True}),
         ({"kd_target": "synergy"}, {}),
     ],
 )  # fmt: skip
@@ -248,4 +249,4 @@ def test_dead_keys_are_told_where_they_say_something() -> None:
     assert translate({"hybrid_beta": 0.0}).notes == [
         "hybrid_beta: 0.0: without effect: read nowhere in the training of the original"
     ]
-    assert translate({"wandb_project": "x"}).notes[0].startswith("wandb_project: x: without effect: a plugin may")
+    assert translate({"wandb_project": "x"}).notes[0].startswith("wandb_project: x: without effect: curves are")

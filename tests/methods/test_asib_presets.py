@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kdbench.ablation.expanding import expand
 from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.presets import Preset
 from kdbench.config.schema import Anchor
@@ -13,6 +15,7 @@ from kdbench.errors import ProblemList
 from kdbench.methods.asib.layers import flat
 from kdbench.methods.asib.options import ASIBOptions
 from kdbench.methods.asib.translate import translate
+from kdbench.plan import Request, make_plan
 from kdbench.registry import Registry, load
 
 KNOWN = load()
@@ -177,13 +180,30 @@ def test_the_verbatim_ladder_is_the_presets() -> None:
         assert options[name] == ASIBOptions.model_validate(KNOWN.presets[name].options).model_dump()
 
 
-@pytest.mark.skipif("asib" not in KNOWN.methods, reason="the method itself is not registered")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the name of a data set of the size and classes that the presets' pairs expect."""
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    labels = np.arange(1000) % 100
+    arrays = {f"{part}_images": np.zeros((1000, 32, 32, 3), np.uint8) for part in ("train", "test")}
+    np.savez_compressed(path, train_labels=labels, test_labels=labels, **arrays)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize("name", ["asib_A", "asib_B", "asib_stage", "sota_generic", "L0_baseline", "side_cccp_ppf"])
+def test_the_method_accepts_a_preset_on_its_own_pair(name: str, images: str) -> None:
+    preset, types = KNOWN.presets[name], {"asib": ASIBOptions}
+    assert preset.pair is not None
+    settings = preset.settings(("asib",), types)
+    request = Request(("asib",), (preset.pair,), (0,), preset.anchor_name, dataset=images, settings=settings)
+    (run,) = make_plan(request, KNOWN).runs
+    options = preset.options or preset.options_of["asib"]
+    assert {key: run.options[key] for key in options} == options
+
+
 @pytest.mark.parametrize("ladder", ["clean", "verbatim"])
 @pytest.mark.parametrize("anchor", ["asib_ladder_short", "asib_ladder_smoke"])
 def test_a_ladder_can_be_planned(ladder: str, anchor: str) -> None:
-    from kdbench.ablation.expanding import expand
-    from kdbench.plan import Request
-
     found = KNOWN.ladders[f"asib.{ladder}"]
     request = Request((), ("tiny_two",), (0, 1), anchor, per_class=20)
     made = expand(found, request, KNOWN)

@@ -74,9 +74,21 @@ def test_all_that_is_wrong_with_a_preset_is_said_at_once(tmp_path: Path) -> None
 
 def test_settings_are_those_of_the_commands_methods() -> None:
     one = Preset.model_validate({**PRESET, "options": {"beta": 3.0, "warmup": 0, "name": "a", "list": [1, None, True]}})
-    assert one.settings(("dkd",)) == ("dkd.beta=3.0", "dkd.warmup=0", 'dkd.name="a"', "dkd.list=[1, null, true]")
+    assert one.settings(("dkd",), {}) == ("dkd.beta=3.0", "dkd.warmup=0", 'dkd.name="a"', "dkd.list=[1, null, true]")
     several = Preset.model_validate({"name": "x", "anchor": "crd", "options_of": {"dkd": {"beta": 1}, "at": {"p": 2}}})
-    assert several.settings(("at", "student")) == ("at.p=2",)
+    assert several.settings(("at", "student"), {"at": Wide}) == ("at.p=2",)  # on top of what the method recommends
+
+
+class Wide(kdbench.Options):
+    must: int
+    p: int = 1
+    ends: tuple[float, float] = (0.5, 1.0)
+    maybe: float | None = None
+
+
+def test_a_preset_of_one_method_says_every_option() -> None:
+    one = Preset.model_validate({**PRESET, "options": {"p": 2}})
+    assert one.settings((), {"dkd": Wide}) == ("dkd.p=2", "dkd.ends=[0.5, 1.0]", "dkd.maybe=null")
 
 
 def test_a_stated_anchor_is_registered_under_the_presets_name(tmp_path: Path) -> None:

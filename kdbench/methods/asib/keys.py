@@ -56,7 +56,7 @@ def given(why: str, *only: Any) -> tuple[Home, ...]:
 
 _NO_WORKERS = accepted("images stay in memory and are augmented in batches: there are no loader processes")
 _TEACHERS_MEASURED = accepted("every teacher's test accuracy stands in its artefact; see kdbench teacher verify")
-_WANDB = accepted("a plugin may send epochs anywhere: hook kdbench_epoch_ended")
+_WANDB = accepted("curves are a plugin's business: plugins/kdbench-wandb, or the hook kdbench_epoch_ended")
 _LEARNING_IN_TASKS = "learning task by task is no distillation run and has no place in a preset"
 _RECIPE = "kdbench teacher train --recipe, or the teacher's own file with --teacher"
 
@@ -144,8 +144,8 @@ HOMES: dict[str, tuple[Home, ...]] = {
         f"teacher_eval_{name}": _TEACHERS_MEASURED
         for name in ("on_gpu", "amp", "batch_size", "max_batches", "force_cudnn", "num_workers")
     },
-    "use_safe_mode": accepted("a failed run says why and is tried again from its checkpoint: --retry-failed"),
-    "disable_cudnn": accepted("nothing here needs it"),
+    "use_safe_mode": anchor("step.safe_retry", why="a second start in fp32 without cuDNN, from the initial state"),
+    "disable_cudnn": accepted("cuDNN is left out where step.safe_retry starts a run again"),
     "deterministic": given("equal seeds give equal bits; there is no other mode", True, False),
     "use_wandb": _WANDB,
     "wandb_*": _WANDB,

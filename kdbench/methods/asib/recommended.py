@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from kdbench.config.loading import read_yaml
+from kdbench.methods.asib.options import FreezingOptions
 
-def recommended() -> Mapping[str, object]:
-    """Return option values."""
-    return {
-        "use_ib": True,
-        "ib_beta": 5e-5,
-        "ib_beta_warmup_epochs": 5,
+METHOD_FILE = Path(__file__).parent / "presets" / "asib_A.yaml"
+# What the specification advises where the method file is silent, and what makes the file fit any two teachers.
+ADVICE = MappingProxyType(
+    {
         "ib_mbm_logvar_clip": 4.0,
         "ib_mbm_min_std": 0.01,
         "ib_mbm_lr_factor": 2.0,
-        "kd_target": "auto",
-        "kd_ens_alpha": 0.25,
-        "synergy_logit_scale": 0.7,
-        "tau_syn": 6.0,
-        "teacher_adapt_epochs": 6,
-        "synergy_only_epochs": 2,
-        "enable_kd_after_syn_acc": 0.8,
-        "teacher_adapt_kd_warmup": 4,
-        "kd_warmup_epochs": 5,
-        "kd_max_ratio": 1.75,
-        "use_distillation_adapter": True,
-        "distill_out_dim": 256,  # what small students get by themselves; so any two teachers fit
-        "feat_kd_key": "distill_feat",
-        "feat_kd_alpha": 0.05,
-        "feat_kd_alpha_in_a": 0.0,
-        "train_distill_adapter_only": True,
-        "min_cw": 0.5,
-        "max_cw": 1.5,
+        "distill_out_dim": 256,  # what small students get by themselves
+        "feat_kd_key": "distill_feat",  # else the feature term needs a bridge as wide as the student's embedding
+        "feat_kd_alpha_in_a": 0.0,  # in the A-Step it would pull the bridge to a student that knows nothing yet
+        "train_distill_adapter_only": True,  # tokens of random adapters are no fair start
     }
+)
+
+
+@cache
+def recommended() -> Mapping[str, Any]:
+    """Return option values: the method file's without freezing, which anchors lock, and the advice."""
+    options: dict[str, Any] = read_yaml(METHOD_FILE)["options"]
+    kept = {name: value for name, value in options.items() if name not in FreezingOptions.model_fields}
+    return MappingProxyType({**kept, **ADVICE})
