@@ -157,7 +157,7 @@ def test_without_a_validation_split_there_is_nothing_to_see(lab: Any) -> None:
     lab.probe("looks", after_epoch=after)
     lane = lab.train([lab.spec("looks", anchor=lab.anchor(data__validation_fraction=0.0))], "runs")[0].lane
     assert [report.metrics["batches"] for report in lane.history] == [0.0] * 3
-    assert lane.counters.student_forwards == 3 * lab.steps * 40
+    assert lane.counters.student_forwards == 3 * (TRAIN + VALIDATION)
 
 
 def test_what_is_reported_is_json(lab: Any) -> None:
@@ -338,7 +338,7 @@ class Memory:
     """Hooks whose method keeps what it saw: a sum over looks, the best student, and random numbers."""
 
     @staticmethod
-    def prepare(self: Any, setup: Setup) -> None:  # noqa: PLW0211
+    def prepare(self: Any, _setup: Setup) -> None:  # noqa: PLW0211
         self.register_buffer("sums", torch.zeros(4, dtype=torch.float64))
         for key, value in self.helper.state_dict().items():
             self.register_buffer(f"best_{key}", value.clone())
