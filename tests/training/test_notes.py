@@ -27,7 +27,7 @@ def step_of(self: Any, batch: Batch) -> int:
 def noting(*, tensors: bool) -> Any:
     def losses(self: Any, batch: Batch) -> Losses:
         value, weight = VALUES[step_of(self, batch)]
-        made = (lambda number: torch.tensor(number)) if tensors else float
+        made = torch.tensor if tensors else float
         batch.note("weighted", made(value), made(weight))
         batch.note("plain", made(step_of(self, batch)))
         batch.note("never", made(float("nan")), made(0.0))
@@ -66,15 +66,16 @@ def test_means_over_a_resume(lab: Any, stop: int, chunks: int) -> None:
 
 
 def test_parts_of_a_batch_count_by_their_images(lab: Any) -> None:
-    """40 images in three parts, of 13, 13 and 14: the mean of what each part says of its own size."""
+    """All 160 images at once, in parts of 53, 53 and 54: the mean of what each part says of its own size."""
 
     def losses(self: Any, batch: Batch) -> Losses:
         batch.note("size", float(len(batch.labels)))
         return {"ce": batch.supervised()}
 
     lab.probe("notes", losses=losses)
-    lane = lab.train([lab.spec("notes", anchor=lab.anchor(step__accumulate=3))], "runs")[0].lane
-    assert lane.history[0].metrics["size"] == pytest.approx((13 * 13 + 13 * 13 + 14 * 14) / 40)
+    anchor = lab.anchor(step__accumulate=3, data__batch_size=162)
+    lane = lab.train([lab.spec("notes", anchor=anchor)], "runs")[0].lane
+    assert lane.history[0].metrics["size"] == pytest.approx((53 * 53 + 53 * 53 + 54 * 54) / 160)
 
 
 def test_what_is_not_a_number_is_none_in_the_report(lab: Any) -> None:
