@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,12 +25,22 @@ class Group:
     Args:
         parameters: Returns them; called once per optimizer.
         rate: Factor on the phase's learning rate, > 0.
-        weight_decay: Weight decay; None = the optimizer's.
+        weight_decay: Weight decay, >= 0; None = the optimizer's.
+
+    Raises:
+        ValueError: If one of them is out of range.
     """
 
     parameters: Callable[[], Iterable[nn.Parameter]]
     rate: float = 1.0
     weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf or not 0 <= (self.weight_decay or 0.0) < math.inf:
+            raise ValueError(
+                f"group: rate factor {self.rate} with weight decay {self.weight_decay}; a factor is above 0, and a "
+                "weight decay is 0 or more, or None"
+            )
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class Phase:
             raise ValueError(f"phase '{self.name}': give parameters or groups, not both")
         if self.optimizer is not None and self.learning_rate is not None:
             raise ValueError(f"phase '{self.name}': its optimizer has the learning rate; leave learning_rate out")
+        if self.own_forwards < 0:
+            raise ValueError(f"phase '{self.name}': own_forwards is {self.own_forwards}; a phase has 0 or more")
         if self.is_main:
             self._keep_the_anchor()
 

@@ -385,8 +385,8 @@ class Lane(Course):
         self.position = Position(*state["position"])
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
+        self.optimizers.load(state["optimizers"], self.phases, self.position.phase, self._trained)
         if not self.finished:
-            self.optimizers.load(state["optimizers"], self.phases, self.position.phase, self._trained)
             self.optimizer = self._phase_optimizer()
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

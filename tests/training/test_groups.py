@@ -100,7 +100,8 @@ def test_a_lane_whose_groups_are_refused_ends_alone(lab: Any) -> None:
     lab.probe("negative", phases=phases)
     lab.probe("sound")
     bad, good = lab.train([lab.spec("negative"), lab.spec("sound")], "runs")
-    assert "learning rate" in str(bad.lane.failure) or "factor" in str(bad.lane.failure)
+    assert "group: rate factor -1.0 with weight decay None; a factor is above 0" in str(bad.lane.failure)
+    assert bad.lane.failed_in == "its set-up"
     assert good.lane.failure is None
 
 
@@ -319,7 +320,7 @@ def test_a_thawing_run_resumes_exactly(lab: Any, stop: int) -> None:
 
 
 def test_a_level_beyond_the_blocks_ends_the_lane(lab: Any) -> None:
-    lab.probe("deep", phases=lambda self: (Phase(freeze=FreezeLevel(9)),))
+    lab.probe("deep", phases=lambda _self: (Phase(freeze=FreezeLevel(9)),))
     lane = lab.train([lab.spec("deep", anchor=lab.anchor(freezing__use_partial_freeze=True))], "runs")[0].lane
     assert lane.failure is not None
     assert "9" in str(lane.failure)
@@ -334,3 +335,10 @@ def test_terms_of_a_shrinking_helper(lab: Any) -> None:
     losses: dict[str, Term] = method.shrink(None)
     losses["size"].value.backward()
     torch.testing.assert_close(method.helper.weight.grad, method.helper.weight.data)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"rate": float("nan")}, {"weight_decay": -0.1}])
+def test_a_group_has_a_rate_and_a_decay(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="a factor is above 0, and a weight decay is 0 or more, or None"):
+        Group(list, **wrong)
+    assert Group(list, weight_decay=0.0).weight_decay == 0.0
