@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kdbench.adapters import settle_widths as settle_widths
     from kdbench.backbones.base import Backbone as Backbone
     from kdbench.backbones.base import Network as Network
+    from kdbench.backbones.freezing import FreezeLevel as FreezeLevel
+    from kdbench.config.schema import Optimizer as Optimizer
     from kdbench.datasets.base import Dataset as Dataset
     from kdbench.datasets.base import DatasetInfo as DatasetInfo
     from kdbench.datasets.base import Split as Split
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from kdbench.hooks import hookimpl as hookimpl
     from kdbench.method import AnyMethod as AnyMethod
     from kdbench.method import Batch as Batch
+    from kdbench.method import Group as Group
+    from kdbench.method import Interlude as Interlude
     from kdbench.method import Losses as Losses
+    from kdbench.method import LossProtocol as LossProtocol
     from kdbench.method import Method as Method
     from kdbench.method import Mix as Mix
     from kdbench.method import Options as Options
@@ -50,12 +55,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapters": ("AdapterWidths", "ChannelAdapter", "DistillAdapter", "DistillAdapters", "settle_widths"),
     "backbones.base": ("Backbone", "Network"),
+    "backbones.freezing": ("FreezeLevel",),
+    "config.schema": ("Optimizer",),
     "datasets.base": ("Dataset", "DatasetInfo", "Split"),
     "errors": ("Unsupported",),
     "hooks": ("hookimpl",),
     "method": (
         "AnyMethod",
         "Batch",
+        "Group",
+        "Interlude",
+        "LossProtocol",
         "Losses",
         "Method",
         "Mix",

@@ -130,7 +130,7 @@ class Batch:
             methods without one.
         protocol: The anchor's loss settings.
         epoch: 0-based epoch of the phase.
-        progress: Share of the phase done, in [0, 1).
+        progress: Share of the phase done, in [0, 1); 1 in a look after its last epoch.
         mix: Partners of the mixed images, or None.
         views: What the networks say of each view in the method's ``views``.
         notes: Where :meth:`note` goes.

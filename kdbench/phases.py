@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from kdbench.config.schema import Optimizer
 from kdbench.types import Term
 
 Losses = Mapping[str, Term]
+MAIN = "(main)"
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,22 @@ class Group:
     Args:
         parameters: Returns them; called once per optimizer.
         rate: Factor on the phase's learning rate, > 0.
-        weight_decay: Weight decay; None = the optimizer's.
+        weight_decay: Weight decay, >= 0; None = the optimizer's.
+
+    Raises:
+        ValueError: If one of them is out of range.
     """
 
     parameters: Callable[[], Iterable[nn.Parameter]]
     rate: float = 1.0
     weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf or not 0 <= (self.weight_decay or 0.0) < math.inf:
+            raise ValueError(
+                f"group: rate factor {self.rate} with weight decay {self.weight_decay}; a factor is above 0, and a "
+                "weight decay is 0 or more, or None"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,8 @@ class Phase:
         rate_factor: Factor on the initial rate as a function of the share of the phase done, in [0, 1); None = the
             anchor's schedule, over the epochs of the phase.
         optimizer: Optimizer with its initial rate; None = the anchor's.
-        continues: Name of an earlier phase with the same parameters whose optimizer goes on here; "" = a new one.
+        continues: Name of the earlier phase that began the optimizer which goes on here, with the same parameters or
+            groups but the learning rate of this phase; "" = a new one.
         student: ``train``; ``eval`` = it runs in eval mode without gradients, and nothing of it changes; ``off`` = it
             does not run, its features are empty (0 classes), and it costs nothing.
         freeze: How much of the student is trained, if its anchor allows partial freezing; None = all of it.
@@ -58,7 +71,7 @@ class Phase:
         mixes: Whether images are mixed as the anchor says; False = never.
         full_precision: Whether the networks run in float32 whatever the anchor's precision is.
         skips_nonfinite: Whether a step with a non-finite loss is left out and counted (``skipped_steps``), instead of
-            ending the run.
+            ending the run; an epoch without any other step still does.
         main: Whether this is a part of the main phase.
     """
 
@@ -88,6 +101,8 @@ class Phase:
             raise ValueError(f"phase '{self.name}': give parameters or groups, not both")
         if self.optimizer is not None and self.learning_rate is not None:
             raise ValueError(f"phase '{self.name}': its optimizer has the learning rate; leave learning_rate out")
+        if self.own_forwards < 0:
+            raise ValueError(f"phase '{self.name}': own_forwards is {self.own_forwards}; a phase has 0 or more")
         if self.is_main:
             self._keep_the_anchor()
 
@@ -118,23 +133,23 @@ class Phase:
 
     @property
     def optimizer_key(self) -> str:
-        """What phases have in common that share an optimizer."""
-        return "main" if self.is_main else self.continues or self.name
+        """What phases have in common that share an optimizer; the main one's is no name that another may have."""
+        return MAIN if self.is_main else self.continues or self.name
 
 
 @dataclass(frozen=True)
 class Interlude:
-    """What a method may see and do between epochs, without gradients.
+    """What a method may see and do between epochs: without gradients, in eval mode, networks in float32.
 
     Args:
         phase: The phase that begins or is under way.
         epoch: Epochs of it that are done.
-        student: The student; a method may change its weights, but not after the last epoch of the main phase.
+        student: The student; a method may change its weights, but not once the last epoch of the main phase is over.
         means: Means of the epoch's loss terms and notes, ``total`` among them; empty before a phase.
         validation_accuracy: Of the student after the epoch, in percent; None outside the main phase or without a split.
-        look: Yields batches of the validation split, in order and not augmented, with the taps of the method: student
-            and method in eval mode, everything in float32. Its argument limits the batches; None = all. The passes are
-            metered. Without a validation split it yields nothing.
+        look: Yields batches of the validation split, in order and not augmented, with the taps of the method, but
+            without views. Its argument limits the batches; None = all. The passes are metered, what is noted of such a
+            batch is not reported. Without a validation split it yields nothing.
     """
 
     phase: Phase
@@ -155,6 +170,9 @@ def check_phases(phases: Sequence[Phase], epochs: int) -> None:
     Raises:
         ValueError: Naming what is wrong.
     """
+    for phase in phases:
+        if phase.epochs is not None and phase.epochs < 0:
+            raise ValueError(f"phase '{phase.name}': epochs is {phase.epochs}; a phase has 0 or more")
     names, mains = [phase.name for phase in phases], [phase for phase in phases if phase.is_main]
     whole = sum(phase.epochs is None for phase in mains)
     if len(set(names)) < len(names) or not mains or (whole and len(mains) > 1):
@@ -163,6 +181,9 @@ def check_phases(phases: Sequence[Phase], epochs: int) -> None:
     if not whole and sum(parts) != epochs:
         raise ValueError(f"phases {names}: the parts of the main phase have {parts} epochs, the anchor has {epochs}")
     for place, phase in enumerate(phases):
-        before = [earlier.name for earlier in phases[:place] if not earlier.is_main]
+        before = [earlier.name for earlier in phases[:place] if not (earlier.is_main or earlier.continues)]
         if phase.continues and phase.continues not in before:
-            raise ValueError(f"phase '{phase.name}': continues '{phase.continues}', which is no phase before it")
+            raise ValueError(
+                f"phase '{phase.name}': continues '{phase.continues}', which is no phase before it that began an "
+                f"optimizer of its own; those are {', '.join(before) or 'none'}"
+            )

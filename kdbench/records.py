@@ -116,7 +116,7 @@ class StepReport(Section):
     run_id: str
     phase: str
     losses: dict[str, float | None]
-    weights: dict[str, float]
+    weights: dict[str, float | None]
     metrics: dict[str, float | None] = Field(default_factory=dict)
 
 

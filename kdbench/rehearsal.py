@@ -155,13 +155,14 @@ class Rehearsal:
         epochs = self.context.epochs if phase.epochs is None else phase.epochs
         if epochs == 0:
             return 0, 0  # left out in training, too
-        if phase.freeze is not None and phase.freeze.level >= 0 and not self.context.freezing:
+        frozen = phase.freeze if phase.freeze is not None and phase.freeze.level >= 0 else None
+        if frozen and not self.context.freezing:
             raise Unsupported(
-                f"phase '{phase.name}' freezes parts of the student (level {phase.freeze.level}), but the anchor has "
+                f"phase '{phase.name}' freezes parts of the student (level {frozen.level}), but the anchor has "
                 "freezing.use_partial_freeze false; take an anchor that allows it"
             )
-        if phase.freeze is not None:
-            trainable_names(student, student.freeze_division(), phase.freeze)  # a level beyond its blocks is refused
+        if frozen:
+            trainable_names(student, student.freeze_division(), frozen)  # a level beyond its blocks is refused
         said = batch.student if phase.runs_student else Features(torch.empty(len(batch.images), 0))
         views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
         mix = batch.mix if phase.mixes else None

@@ -33,6 +33,7 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
     from tabulate import tabulate
 
     from kdbench.artefacts import TeacherStore
+    from kdbench.cli.notes import print_notes
     from kdbench.execution.driver import missing_teachers
     from kdbench.memory import estimate
     from kdbench.store import RunStore
@@ -46,8 +47,7 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
     found = forecast(plan, missing, registry, machine, measurer(plan, machine) if measure and todo else None)
     headers = ("pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory")
     click.echo(tabulate(_rows(plan, store, found, registry), headers=headers, disable_numparse=True))
-    for skipped in plan.skipped:
-        click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
+    print_notes(plan)
     for recipe in missing:
         time = f", {found.recipes[recipe.name]}" if found.recipes else ""
         click.echo(f"teacher missing: {recipe.name} for {recipe.dataset.label} (trained first{time})")

@@ -62,7 +62,7 @@ class Reporter:
         self._bars.update(self._tasks[what], completed=data["epoch"] * data["steps"] + data["step"], state=state)
 
     def _phase(self, data: dict[str, Any]) -> None:
-        terms = [f"{name} {_number(value)} x {data['weights'][name]:.4g}"
+        terms = [f"{name} {_number(value)} x {_number(data['weights'][name])}"
                  for name, value in data["losses"].items() if name in data["weights"]]  # fmt: skip
         numbers = [f"{name} {_number(value)}" for name, value in data["metrics"].items()]
         self._say(f"{data['run_id']} {data['phase']}, first step: {', '.join([*terms, *numbers])}")

@@ -57,6 +57,7 @@ def split(options: dict[str, Any]) -> tuple[How, dict[str, Any]]:
 
 def train(plan: Any, asked: Any, how: How, state: State) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
+    from kdbench.cli.notes import print_notes
     from kdbench.cli.progress import Reporter
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
@@ -73,8 +74,7 @@ def train(plan: Any, asked: Any, how: How, state: State) -> bool:
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     train_teachers = not how.no_train_teachers
     order = Order(plan.runs, asked.anchor, classes, settings, how.jobs, how.lanes, train_teachers, how.retry_failed)
-    for skipped in plan.skipped:
-        click.echo(f"skipped {skipped.method} on {skipped.pair}: {skipped.reason}")
+    print_notes(plan)
     with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
         records = carry_out(order, _engine(how.executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]

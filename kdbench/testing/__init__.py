@@ -92,7 +92,7 @@ def check_method(method_class: type[AnyMethod], *, pair: Pair | None = None) -> 
 
     Args:
         method_class: The method class, as the plugin's hook returns it.
-        pair: Registered backbones to try it on, for a method that does not support two CIFAR ResNets of 3 stages.
+        pair: Registered backbones to try it on, for a method that does not support CIFAR ResNets of 3 stages.
 
     Returns:
         One result per check that ran, in the order of ``METHOD_CHECKS``.
@@ -100,7 +100,7 @@ def check_method(method_class: type[AnyMethod], *, pair: Pair | None = None) -> 
     Raises:
         ConfigError: If the pair names a backbone that is not registered.
     """
-    Bench(method_class, pair or PAIR)  # a wrong pair is the caller's fault, not the method's
+    Bench(method_class, pair)  # a wrong pair is the caller's fault, not the method's
     results: list[CheckResult] = []
     for name, check in METHOD_CHECKS.items():
         results.append(_result(name, check, method_class, pair))

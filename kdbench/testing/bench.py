@@ -15,6 +15,7 @@ from kdbench import registry
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
+from kdbench.errors import Unsupported
 from kdbench.method import AnyMethod, Batch, Interlude, Losses, Mix, Options, Phase, Setup, Viewed, total, trainable
 from kdbench.modes import evaluating
 from kdbench.options import apply_deviations, deviations_of
@@ -28,6 +29,8 @@ VALIDATION_SIZE = 2 * BATCH
 STEPS = TRAIN_SIZE // BATCH  # per epoch
 ANCHOR = "fair_baseline"
 PAIR = Pair("kit", "resnet8_w4", ("resnet14_w8",), "digits", "tiny networks for the conformance kit")
+# For methods that one teacher is not enough for.
+TWO_TEACHERS = Pair("kit_two", "resnet8_w4", ("resnet14_w8", "resnet8_w4"), "digits", "the same with two teachers")
 
 
 @cache
@@ -55,16 +58,16 @@ class Bench:
 
     Args:
         method_type: The method to check.
-        pair: Backbones of student and teachers.
+        pair: Backbones of student and teachers; None = one teacher, or two if the method declines one.
 
     Raises:
         ConfigError: If a backbone is not registered.
     """
 
-    def __init__(self, method_type: type[AnyMethod], pair: Pair = PAIR) -> None:
-        self.method_type, self.pair = method_type, pair
-        self.student_backbone = known().backbones[pair.student]
-        size = _fitting_size([self.student_backbone, *(known().backbones[name] for name in pair.teachers)])
+    def __init__(self, method_type: type[AnyMethod], pair: Pair | None = None) -> None:
+        self.method_type, self.pair = method_type, pair or pair_for(method_type)
+        self.student_backbone = known().backbones[self.pair.student]
+        size = _fitting_size([self.student_backbone, *(known().backbones[name] for name in self.pair.teachers)])
         self.image = StageShape((3, size, size))
         self.labels = torch.arange(TRAIN_SIZE) % CLASSES
 
@@ -107,6 +110,20 @@ class Bench:
     def start(self) -> Run:
         """Return a run before its first step."""
         return Run(self)
+
+
+def pair_for(method_type: type[AnyMethod]) -> Pair:
+    """Return the pair that a method is tried on unless another one is named: the first it does not decline."""
+    for pair in (PAIR, TWO_TEACHERS):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                Bench(method_type, pair).build()
+        except Unsupported:
+            continue
+        except Exception:  # whatever else is wrong with it is for a check to say
+            return PAIR
+        return pair
+    return PAIR
 
 
 class Run:

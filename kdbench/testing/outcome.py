@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kdbench.method import AnyMethod
-from kdbench.testing.bench import PAIR, Bench
+from kdbench.testing.bench import Bench
 from kdbench.types import Pair
 
 
@@ -40,7 +40,7 @@ class Check(Protocol):
 
         Args:
             method: The method class.
-            pair: Backbones to try it on; None = two tiny CIFAR ResNets.
+            pair: Backbones to try it on; None = tiny CIFAR ResNets, one teacher or two.
 
         Raises:
             CheckFailure: If the method breaks its contract.
@@ -62,7 +62,7 @@ def check(*, structural: bool = False) -> Callable[[Callable[[Bench], None]], Ch
         @functools.wraps(function)
         def run(method: type[AnyMethod], pair: Pair | None = None) -> None:
             with _undisturbed():
-                function(Bench(method, pair or PAIR))
+                function(Bench(method, pair))
 
         name = function.__name__.removeprefix("check_")
         METHOD_CHECKS[name] = run

@@ -39,8 +39,10 @@ class Course:
     @property
     def student_epoch(self) -> int:
         """Epochs of the student that are done, in all parts of the main phase."""
-        before = [phase.epochs or 0 for phase in self.phases[: self.position.phase] if phase.is_main]
-        return sum(before) + (self.position.epoch if self.phase.is_main else 0)
+        whole = self.anchor.schedule.epochs
+        before = [phase for phase in self.phases[: self.position.phase] if phase.is_main]
+        done = sum(whole if phase.epochs is None else phase.epochs for phase in before)
+        return done + (self.position.epoch if self.phase.is_main else 0)
 
     @property
     def stream_key(self) -> int | str:
@@ -51,10 +53,12 @@ class Course:
         """Return the learning rate of the running epoch, at its first step or another one."""
         phase, schedule = self.phase, self.anchor.schedule
         base = phase.optimizer.lr if phase.optimizer else self.anchor.learning_rate_of(self.spec.student)
-        within = Within(step, self.context.steps_per_epoch, self.accuracies)
+        steps = self.context.steps_per_epoch
         if phase.is_main:
+            within = Within(step, steps, self.accuracies)
             return phase_rate(schedule, phase, base, self.student_epoch, schedule.epochs, within)
-        return phase_rate(schedule, phase, base, self.position.epoch, self.epochs, within)
+        # In other phases nothing is measured that the rate could follow.
+        return phase_rate(schedule, phase, base, self.position.epoch, self.epochs, Within(step, steps))
 
     @property
     def accuracies(self) -> list[float]:

@@ -95,7 +95,7 @@ class BatchStream:
         images, mix = apply_mix(self._mixes[step], images, labels)
         return Inputs(images, labels, at, mix)
 
-    def view(self, view: View, epoch: int | str, step: int) -> Tensor:
+    def view(self, view: View, epoch: int | str, step: int, *, mixed: bool = True) -> Tensor:
         """Return one view (N, C, H, W) of a step's images: mirrored as they are, turned, cropped anew, mixed alike."""
         if epoch != self._epoch:
             self.start_epoch(epoch)
@@ -111,7 +111,9 @@ class BatchStream:
         # Advanced indices around the channel axis put it last: (N, H, W, C).
         images = padded[each[:, None, None], :, down[:, :, None], across[:, None, :]]
         images = images.permute(0, 3, 1, 2).float().div_(255)
-        return images if self._mixes is None else apply_mix(self._mixes[step], images, self.labels[at])[0]
+        if self._mixes is None or not mixed:
+            return images
+        return apply_mix(self._mixes[step], images, self.labels[at])[0]
 
     def _rows_of(self, step: int) -> Tensor:
         return self._order[step * self.batch_size : (step + 1) * self.batch_size].clone()

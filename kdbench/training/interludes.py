@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -23,9 +25,14 @@ T = TypeVar("T")
 
 
 def before_phase(lane: Lane, onlooker: Onlooker) -> None:
-    """Let the method of a lane begin its phase."""
+    """Let the method of a lane begin its phase.
+
+    Raises:
+        ValueError: If the method changes the student once its last epoch is over, which is the one that is scored.
+    """
     interlude = Interlude(lane.phase, 0, lane.student, _look(lane, onlooker), {})
-    _ask(lane, "before", lambda: lane.method.before_phase(interlude))
+    with _scored(lane, "before_phase", over=lane.student_epoch >= lane.anchor.schedule.epochs):
+        _ask(lane, "before", lambda: lane.method.before_phase(interlude))
 
 
 def after_epoch(
@@ -43,38 +50,50 @@ def after_epoch(
         ValueError: If the method changes the student once its last epoch is over, which is the one that is scored.
     """
     interlude = Interlude(lane.phase, lane.position.epoch + 1, lane.student, _look(lane, onlooker), means, accuracy)
-    scored = lane.phase.is_main and lane.student_epoch + 1 >= lane.anchor.schedule.epochs
-    before = _changes(lane.student)
-    own = _ask(lane, "after", lambda: lane.method.after_epoch(interlude))
-    if scored and _changes(lane.student) != before:
-        raise ValueError("after_epoch changed the student after its last epoch, which is the one that is scored")
+    done = lane.student_epoch + lane.phase.is_main
+    with _scored(lane, "after_epoch", over=done >= lane.anchor.schedule.epochs):
+        own = _ask(lane, "after", lambda: lane.method.after_epoch(interlude))
     return {name: value if isinstance(value, str) else finite(value) for name, value in own.items()}
 
 
 def _ask(lane: Lane, when: str, call: Callable[[], T]) -> T:
-    """Call the method without gradients and with random numbers of its own; the time is part of the run's cost."""
+    """Call the method without gradients, in eval mode and float32, and with random numbers of its own.
+
+    The modes hold for the whole call, so that it does not matter how a method ends a look, or how many it has at once.
+    The time is part of the run's cost.
+    """
     started = time.perf_counter()
     torch.manual_seed(stream(lane.spec.seed, "dropout", lane.stream_key, when))
-    with torch.no_grad():
-        said = call()
-    lane.counters.train_seconds += time.perf_counter() - started
-    return said
+    lane.looking = True
+    try:
+        with torch.no_grad(), evaluating(lane.student, lane.method):
+            return call()
+    finally:
+        lane.looking = False
+        lane.counters.train_seconds += time.perf_counter() - started
+
+
+@contextmanager
+def _scored(lane: Lane, hook: str, *, over: bool) -> Iterator[None]:
+    """Refuse changes of the student where its training is ``over``."""
+    before = _changes(lane.student)
+    yield
+    if over and _changes(lane.student) != before:
+        raise ValueError(f"{hook} changed the student after its last epoch, which is the one that is scored")
 
 
 def _look(lane: Lane, onlooker: Onlooker) -> Callable[[int | None], Iterator[Batch]]:
     def look(first: int | None = None) -> Iterator[Batch]:
         counters, phase = lane.counters, lane.phase
-        with evaluating(lane.student, lane.method):
-            lane.looking = True
-            try:
-                for sight in onlooker.sights(lane.teacher_taps if lane.taught else (), first):
-                    count = len(sight.labels)
-                    counters.student_forwards += count if phase.runs_student else 0
-                    counters.teacher_forwards += count * (len(sight.teachers) + phase.own_forwards)
-                    (said,) = lane.run_student(sight.images, ())
-                    yield lane.batch_of(Inputs(sight.images, sight.labels, sight.index, None), said, sight.teachers)
-            finally:
-                lane.looking = False
+        for sight in onlooker.sights(lane.teacher_taps if lane.taught else (), first):
+            if not lane.looking:
+                raise ValueError("look() was used in training; it is for before_phase and after_epoch")
+            count = len(sight.labels)
+            counters.student_forwards += count if phase.runs_student else 0
+            counters.teacher_forwards += count * (len(sight.teachers) + phase.own_forwards)
+            (said,) = lane.run_student(sight.images, ())
+            batch = lane.batch_of(Inputs(sight.images, sight.labels, sight.index, None), said, sight.teachers)
+            yield replace(batch, notes=lambda *_: None)
 
     return look
 

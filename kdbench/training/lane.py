@@ -46,6 +46,7 @@ from kdbench.training.stopping import Best
 from kdbench.types import Context, Features
 
 State = dict[str, Any]
+SKIPPED = "skipped_steps"  # name of their count in an epoch's report
 
 
 class Lane(Course):
@@ -82,8 +83,9 @@ class Lane(Course):
         self.failed_in = ""
         self.unsaved = 0  # checkpoints that could not be written
         self.diverged = ""
-        self.looking = False  # whether the method is looking at the validation split
+        self.looking = False  # whether the method is busy between epochs
         self._weights: dict[str, float | Tensor] = {}  # of the loss terms of the last step
+        self._noted: list[tuple[str, Tensor | float, Tensor | float]] = []  # in the step that is under way
         self.run = Runner(lambda: self.precision, device)
         setup = replace(setup, run=self.run)
         try:
@@ -134,7 +136,7 @@ class Lane(Course):
     @property
     def precision(self) -> str:
         """Precision of the networks, as things stand."""
-        return "fp32" if self.looking or self.phase.full_precision else self.anchor.step.precision
+        return "fp32" if self.looking or self.finished or self.phase.full_precision else self.anchor.step.precision
 
     def start_epoch(self, onlooker: Onlooker) -> None:
         """Set the epoch's learning rate and modes; needed after a resume as well."""
@@ -150,10 +152,13 @@ class Lane(Course):
         """Report the epoch and step to the next one; a non-finite loss ends the lane as diverged."""
         means, notes = self.meters.losses.means(), self.meters.notes.means()
         correct = means.pop("correct", None)
-        if not all(map(math.isfinite, means.values())):
+        if SKIPPED in notes:
+            notes[SKIPPED] = round(notes[SKIPPED] * self.position.step)  # how many they were
+        if not means or not all(map(math.isfinite, means.values())):  # none, where every step was left out
             self.diverged = f"non-finite loss in phase '{self.phase.name}', epoch {self.position.epoch + 1}"
         accuracy = self._validation_accuracy(onlooker)
         seconds = self.meters.seconds  # what the method does now is part of the run's cost, not of the epoch's speed
+        rate = self.rate()  # nor does it change the rate of the epoch that is over
         own = {} if self.diverged else after_epoch(self, onlooker, {**means, **notes}, accuracy)
         report = EpochReport(
             run_id=self.spec.run_id,
@@ -162,7 +167,7 @@ class Lane(Course):
             epochs=self.epochs,
             number=len(self.history),
             student_epoch=self.student_epoch if self.phase.is_main and self.phase.epochs is not None else None,
-            learning_rate=self.rate(),
+            learning_rate=rate,
             losses=reportable(means),
             metrics={**reportable(notes), **own},
             train_accuracy=None if correct is None else 100 * correct,
@@ -217,16 +222,18 @@ class Lane(Course):
         if self.anchor.schedule.name == "onecycle":
             set_rate(self.optimizer, self.rate(self.position.step))
         self.optimizer.zero_grad(set_to_none=True)
-        batches, sound = [], torch.ones((), dtype=torch.bool, device=self.device)
+        self._noted.clear()
+        parts = []
         for part in range(chunks):  # as equal as possible, so that no part is down to one image
             rows = slice(part * count // chunks, (part + 1) * count // chunks)
             batch = self._forward(inputs, teachers, views, rows, whole=chunks == 1)
-            sound = sound & self._backward(batch, share=len(batch.labels) / count)
-            batches.append(batch)
+            parts.append((batch, self._backward(batch, share=len(batch.labels) / count)))
+        sound = torch.stack([torch.isfinite(values["total"]) for _, values in parts]).all()
         self._update(sound)
         with torch.no_grad():
-            for batch in batches:
+            for batch, _ in parts:
                 self.method.after_step(batch)
+        self._meter(parts, sound)
         self.position.step += 1
         self.meters.images += count
         self.counters.images += count
@@ -243,7 +250,7 @@ class Lane(Course):
             run_id=self.spec.run_id,
             phase=self.phase.name,
             losses=reportable(means),
-            weights={name: float(weight) for name, weight in self._weights.items()},
+            weights=reportable({name: float(weight) for name, weight in self._weights.items()}),
             metrics=reportable(self.meters.notes.means()),
         )
 
@@ -288,7 +295,7 @@ class Lane(Course):
             progress=(epoch + self.position.step / self.context.steps_per_epoch) / epochs,
             mix=inputs.mix,
             views=views,
-            notes=lambda name, value, weight: self.meters.notes.add(name, value, weight * count),
+            notes=lambda name, value, weight: self._noted.append((name, value, weight * count)),
         )
 
     def run_student(self, images: Tensor, views: Sequence[Tensor]) -> list[Features]:
@@ -302,37 +309,47 @@ class Lane(Course):
         count = len(images)
         return [features.rows(slice(i * count, (i + 1) * count)) for i in range(1 + len(views))]
 
-    def _backward(self, batch: Batch, *, share: float) -> Tensor:
-        """Add a batch's gradient and meter it; return whether its loss is finite, as a tensor."""
+    def _backward(self, batch: Batch, *, share: float) -> dict[str, Tensor]:
+        """Add a batch's gradient; return the values of the terms and of their sum, ``total``."""
         losses = (self.phase.losses or self.method.losses)(batch)
         loss = total(losses)
-        self.scaler.scale(loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
+        scaled = loss * share if share < 1 else loss
+        if self.phase.skips_nonfinite and self.scaler.is_enabled():
+            # The scaler leaves out steps whose gradient is not finite; that of a term may be where its value is not.
+            scaled = scaled * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
+        self.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
         self._weights = {name: term.weight for name, term in losses.items()}
-        sound, weight = torch.isfinite(loss.detach()), float(len(batch.labels))
-        # Where steps may be left out, their terms are no part of the means.
-        weighed = sound * weight if self.phase.skips_nonfinite else weight
-        for name, term in losses.items():
-            self.meters.losses.add(name, term.value, weighed)
-        self.meters.losses.add("total", loss, weighed)
-        # Where something else than the student is deployed, the student's own logits say nothing of it.
-        if batch.mix is None and self.phase.runs_student and type(self.method).deploy is Method.deploy:
-            self.meters.losses.count(
-                "correct", (batch.student.logits.argmax(1) == batch.labels).sum(), len(batch.labels)
-            )
-        return sound
+        return {**{name: term.value.detach() for name, term in losses.items()}, "total": loss.detach()}
+
+    def _meter(self, parts: Sequence[tuple[Batch, dict[str, Tensor]]], sound: Tensor) -> None:
+        """Add a step to the means of the epoch; where steps may be left out, what they show is no part of them."""
+        skips = self.phase.skips_nonfinite
+        if skips:
+            self.meters.notes.add(SKIPPED, ~sound, 1.0)
+        for batch, values in parts:
+            weight = sound * float(len(batch.labels)) if skips else float(len(batch.labels))
+            for name, value in values.items():
+                self.meters.losses.add(name, value, weight)
+            # Where something else than the student is deployed, the student's own logits say nothing of it.
+            if batch.mix is None and self.phase.runs_student and type(self.method).deploy is Method.deploy:
+                right = (batch.student.logits.argmax(1) == batch.labels).sum()
+                self.meters.losses.count("correct", right, len(batch.labels))
+        for name, number, share in self._noted:
+            self.meters.notes.add(name, number, sound * share if skips else share)
 
     def _update(self, sound: Tensor) -> None:
         clip = self.anchor.step.grad_clip_norm
         if clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], clip)
-        if self.phase.skips_nonfinite and not self.scaler.is_enabled():
+        ruled = self.phase.skips_nonfinite and not self.scaler.is_enabled()
+        if ruled:
             # What fused optimizers look at before they change anything: nothing waits for the device.
-            self.optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.meters.notes.add("skipped_steps", ~sound, 1.0)
+            self.optimizer.found_inf, self.optimizer.grad_scale = (~sound).float(), None  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if ruled:  # a phase that goes on with this optimizer may do every step
+            del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
         if self.average is not None:
             self.average.follow(trained=self.phase.student == "train")
 
@@ -368,8 +385,8 @@ class Lane(Course):
         self.position = Position(*state["position"])
         self.student.load_state_dict(state["student"])
         self.method.load_state_dict(state["method"])
+        self.optimizers.load(state["optimizers"], self.phases, self.position.phase, self._trained)
         if not self.finished:
-            self.optimizers.load(state["optimizers"], self.phases, self._trained)
             self.optimizer = self._phase_optimizer()
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

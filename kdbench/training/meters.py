@@ -78,7 +78,7 @@ class Averages:
     def load(self, state: dict[str, list[float | Tensor]], device: torch.device) -> None:
         """Continue from a state."""
         moved = {name: [p.to(device) if isinstance(p, Tensor) else p for p in pair] for name, pair in state.items()}
-        self._sums = {name: torch.as_tensor(pair[0]) for name, pair in moved.items()}
+        self._sums = {name: torch.as_tensor(pair[0]).clone() for name, pair in moved.items()}
         self._weights = {name: pair[1] for name, pair in moved.items()}
 
 

@@ -27,8 +27,13 @@ def make_optimizer(config: Optimizer, groups: Sequence[Any], rate: float) -> tor
         return torch.optim.AdamW(groups, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
     if config.name == "adam":
         return torch.optim.Adam(groups, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
-    nesterov = config.nesterov
-    return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay, fused=True)
+    nesterov, momentum = config.nesterov, config.momentum
+    sgd = torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, weight_decay=decay, fused=True)
+    for parameter in [p for group in sgd.param_groups for p in group["params"] if momentum]:
+        # From the start: torch's fused kernel cannot take parameters whose first gradient comes later than that of
+        # others, and where it leaves out the first step of all it leaves memory in the buffers as it found it.
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 class Optimizers:
@@ -53,12 +58,18 @@ class Optimizers:
             rate: Its learning rate.
 
         Raises:
-            ValueError: If the main phase trains the student otherwise than the anchor says.
+            ValueError: If the main phase trains the student otherwise than the anchor says, or if a phase that goes on
+                with an optimizer trains anything else than the one that began it.
         """
-        key = phase.optimizer_key
+        key, groups = phase.optimizer_key, self._groups(phase, everything)
         if key not in self._made:
-            groups = self._groups(phase, everything)
             self._made[key] = make_optimizer(phase.optimizer or self.config, groups, rate)
+        elif not _alike(self._made[key], groups):
+            raise ValueError(
+                f"phase '{phase.name}': goes on with an optimizer, but trains other parameters, or other groups of "
+                "them, than the phase that began it; give both the same (frozen ones among them), or let it begin its "
+                "own"
+            )
         return self._made[key]
 
     def _groups(self, phase: Phase, everything: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
@@ -95,18 +106,38 @@ class Optimizers:
         """Return the state of every optimizer in use."""
         return {key: optimizer.state_dict() for key, optimizer in self._made.items()}
 
-    def load(self, state: dict[str, Any], phases: Sequence[Phase], everything: Sequence[nn.Parameter]) -> None:
+    def load(
+        self, state: dict[str, Any], phases: Sequence[Phase], running: int, everything: Sequence[nn.Parameter]
+    ) -> None:
         """Continue from a state.
 
         Args:
             state: What :meth:`state` returned.
             phases: All phases of the lane.
+            running: Index of the running one.
             everything: What phases train that do not say.
+
+        Raises:
+            ValueError: If the state lacks an optimizer that was begun and is still needed.
         """
+        begun = [phase.optimizer_key for phase in phases[: running + 1] if phase.epochs != 0]
+        needed = {phase.optimizer_key for phase in phases[running:] if phase.epochs != 0}
+        if lost := [key for key in begun if key in needed and key not in state]:
+            raise ValueError(f"the checkpoint has no optimizer '{lost[0]}'; remove it to start the run anew")
         self._made.clear()
         for key, saved in state.items():
             first = next(phase for phase in phases if phase.optimizer_key == key)
             self.of(first, everything, 0.0).load_state_dict(saved)
+
+
+def _alike(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]]) -> bool:
+    """Return whether an optimizer trains these groups, in this order and with their factors and decays."""
+
+    def content(group: dict[str, Any]) -> tuple[object, ...]:
+        decay = group.get("weight_decay", optimizer.defaults["weight_decay"])
+        return group[FACTOR], decay, [id(parameter) for parameter in group["params"]]
+
+    return [content(group) for group in optimizer.param_groups] == [content(group) for group in groups]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -178,12 +178,8 @@ class Trainer:
             # A lane that is not taught has no features to narrow.
             narrowed = [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)]
             opening = lane.step(inputs, narrowed, views)
-        except DEVICE_FAULTS as error:
-            if len(self.lanes) > 1:
-                raise  # nobody's fault alone: the driver tries each run in a worker of its own
-            lane.fail(error)
-        except Exception as error:  # a plugin's fault ends its own lane; the others go on
-            lane.fail(error)
+        except Exception as error:
+            self._blame(lane, error)
         else:
             if opening is not None:
                 self.observer.phase_started(opening)
@@ -191,7 +187,7 @@ class Trainer:
     def _glimpse(self, lane: Lane, view: View, teach: TeacherPass | None) -> Glimpse:
         """Return a view of the lane's batch; made for this lane alone, so it bears the whole cost."""
         started = time.perf_counter()
-        images = self.batches.view(view, lane.stream_key, lane.position.step)
+        images = self.batches.view(view, lane.stream_key, lane.position.step, mixed=lane.phase.mixes)
         features: tuple[Features, ...] = ()
         if teach and lane.taught:
             features = teach.of(lane.teacher_taps)(images)
@@ -199,11 +195,17 @@ class Trainer:
         lane.spend(time.perf_counter() - started)
         return Glimpse(images, features)
 
+    def _blame(self, lane: Lane, error: Exception) -> None:
+        """End a lane for a plugin's fault, while the others go on."""
+        if isinstance(error, DEVICE_FAULTS) and len(self.lanes) > 1:
+            raise error  # nobody's fault alone: the driver tries each run in a worker of its own
+        lane.fail(error)
+
     def _end_epoch(self, lane: Lane) -> None:
         try:
             report = lane.end_epoch(self.onlooker, self._test_accuracy(lane))
         except Exception as error:
-            lane.fail(error)
+            self._blame(lane, error)
             return
         self.observer.epoch_ended(report)
         self._save(lane)
@@ -212,7 +214,7 @@ class Trainer:
         try:
             lane.start_epoch(self.onlooker)
         except Exception as error:
-            lane.fail(error)
+            self._blame(lane, error)
 
     def _save(self, lane: Lane, *, must: bool = False) -> None:
         try:

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from kdbench.config.loading import load_anchor, validate
 from kdbench.config.schema import Anchor
 from kdbench.datasets.digits import Digits
 from kdbench.evaluation import TestSet
+from kdbench.hooks import hookimpl
 from kdbench.options import deviations_of, resolve_options
 from kdbench.options import parse_setting as setting
 from kdbench.plan import dataset_ref
@@ -36,6 +37,7 @@ from kdbench.training.lane import Lane
 from kdbench.training.networks import new_network
 from kdbench.training.runs import run_cohort
 from kdbench.training.teachers import Recipe, train_teacher, write_artefact
+from kdbench.training.trainer import Interrupted
 from kdbench.types import Pair, StageShape
 
 PER_CLASS, BATCH, STEPS = 20, 40, 4  # 200 images, 40 of them for validation
@@ -51,10 +53,10 @@ SMALL: dict[str, object] = {
 }
 
 
-def _toys() -> ModuleType:
-    name = "kdbench_toys"
+def _toys(file: str = "toys.py") -> ModuleType:
+    name = f"kdbench_{Path(file).stem}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("toys.py"))
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -139,6 +141,7 @@ class Lab:
     place: Workplace
     dataset: DatasetRef
     teacher: str
+    probes: list[Any] = field(default_factory=list)
 
     anchor = staticmethod(make_anchor)
     digest = staticmethod(digest)
@@ -196,6 +199,23 @@ class Lab:
         store = RunStore(self.root / where)
         store.register(specs)
         return run_cohort([spec.run_id for spec in specs], store, replace(self.place, **changes))
+
+    def probe(self, name: str = "probe", **attributes: object) -> Any:
+        """Register a kind of the probe with other attributes, and return it."""
+        kind = type(name, (_toys("probe.py").Probe,), {"name": name, "seen": [], **attributes})
+        self.probes.append(kind)
+        plugin = ModuleType("probes")
+        plugin.kdbench_methods = hookimpl(lambda: self.probes, specname="kdbench_methods")  # type: ignore[attr-defined]
+        self.place = replace(self.place, registry=registry.load(extra=[_toys(), plugin]))
+        return kind
+
+    def stopped(self, spec: RunSpec, where: str, steps: int) -> dict[str, Any]:
+        """Train one run for so many steps and return the state of its checkpoint."""
+        with pytest.raises(Interrupted):
+            self.train([spec], where, should_stop=stop_after(steps))
+        state = self.checkpoints(spec, where).newest()
+        assert state is not None
+        return state
 
     def make_teacher(self, backbone: str) -> str:
         """Put an untrained teacher beside a copy of the trained one and return its name."""

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from kdbench.registry import load
+from kdbench.testing.bench import TWO_TEACHERS, pair_for
 
 EPOCHS = 3
-BUILT_IN = [m.name for m in load().methods.values() if m.__module__.startswith("kdbench.methods.")]
+KNOWN = load()
+BUILT_IN = [m.name for m in KNOWN.methods.values() if m.__module__.startswith("kdbench.methods.")]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -40,7 +42,10 @@ def killed_after(steps: int, work: Callable[[Callable[[], bool]], object]) -> bo
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_killed_in_each_phase(lab: Any, method: str) -> None:
-    spec = lab.spec(method, anchor=lab.anchor(schedule__epochs=EPOCHS))
+    several = pair_for(KNOWN.methods[method]) is TWO_TEACHERS
+    networks = ("resnet8_w4", ("resnet14_w8", "resnet8_w4")) if several else ("resnet8_w4", ("resnet14_w8",))
+    teachers = (lab.teacher, lab.make_teacher("resnet8_w4")) if several else (lab.teacher,)
+    spec = lab.spec(method, anchor=lab.anchor(schedule__epochs=EPOCHS), networks=networks, teachers=teachers)
     (whole,) = lab.train([spec], "whole")
     assert whole.lane.failure is None
     assert not whole.lane.diverged

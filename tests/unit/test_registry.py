@@ -278,5 +278,7 @@ def test_every_promised_name_is_there() -> None:
     import kdbench
 
     assert all(getattr(kdbench, name) is not None for name in kdbench.__all__)
+    of_phases = {"Phase", "Group", "Optimizer", "FreezeLevel", "Interlude", "LossProtocol"}
+    assert of_phases <= set(kdbench.__all__)
     with pytest.raises(AttributeError, match="module 'kdbench' has no attribute 'Metod'"):
         kdbench.Metod  # noqa: B018

@@ -17,12 +17,11 @@ from kdbench.methods.asib.metrics import constant, of_weights
 from kdbench.methods.asib.options import ASIBOptions
 from kdbench.methods.asib.schedules import Counters, kd_warmup
 from kdbench.methods.asib.synergy import Synergy, synergy_of
-from kdbench.methods.asib.targets import Target, make_target
+from kdbench.methods.asib.targets import OF_SYNERGY, Target, make_target
 from kdbench.methods.asib.weights import certainty_in_b, disagreement, disagreement_weights
 from kdbench.types import Term
 
 _CLAMPED_BELOW = 0.999
-NEEDS_SYNERGY = ("synergy", "auto")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def b_step_terms(
         Specification of the ASIB benchmark, 3.
     """
     gate = gate_in_b(options, last_synergy_acc, len(inputs.teachers))
-    synergy = _synergy(inputs, options, bridge, head) if gate and options.kd_target in NEEDS_SYNERGY else None
+    synergy = _synergy(inputs, options, bridge, head) if gate and options.kd_target in OF_SYNERGY else None
     cw, weights = _weights(inputs, options, synergy)
     ce_vec = sample_ce(inputs.student, inputs.labels, protocol.label_smoothing, inputs.mix)
     ce = weighted_mean(ce_vec, weights) if inputs.mix is None else ce_vec.mean()

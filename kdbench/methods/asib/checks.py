@@ -8,10 +8,9 @@ from kdbench.errors import Unsupported
 from kdbench.methods.asib.freeze import WHO, freezes, schedule_of
 from kdbench.methods.asib.options import DEAD, ASIBOptions
 from kdbench.methods.asib.stages import adaptation_epochs, student_epochs
+from kdbench.methods.asib.targets import OF_SYNERGY
 from kdbench.methods.asib.widths import Widths
 from kdbench.types import Context
-
-OF_SYNERGY = ("synergy", "auto")
 
 
 def refuse(options: ASIBOptions, context: Context) -> None:
@@ -45,11 +44,12 @@ def _of_adaptation(options: ASIBOptions, context: Context) -> Iterator[str]:
     length = adaptation_epochs(options)
     if not length:
         return
+    key = "teacher_adapt_epochs" if options.teacher_adapt_epochs else "ib_epochs_per_stage"
     if len(context.teachers) < 2:
-        yield f"its A-Step (teacher_adapt_epochs {length}) needs two teachers or more, the pair has one"
+        yield f"its A-Step ({key} {length}) needs two teachers or more, the pair has one"
     if not context.validation_size:
         yield (
-            f"its A-Step (teacher_adapt_epochs {length}) measures the synergy on a validation split, but the anchor "
+            f"its A-Step ({key} {length}) measures the synergy on a validation split, but the anchor "
             "cuts none (data.validation_fraction 0)"
         )
     if options.synergy_only_epochs > length:
@@ -84,7 +84,8 @@ def _of_freezing(options: ASIBOptions, context: Context) -> Iterator[str]:
 
 
 def _random_frozen(options: ASIBOptions, context: Context) -> bool:
-    return freezes(options) and schedule_of(options, "student")[0] >= 0 and not context.student.pretrained
+    first = schedule_of(options, "student")[:1]  # of a schedule that is empty, none
+    return freezes(options) and any(level >= 0 for level in first) and not context.student.pretrained
 
 
 def cautions(options: ASIBOptions, context: Context, widths: Widths | None) -> Iterator[str]:
@@ -110,6 +111,11 @@ def cautions(options: ASIBOptions, context: Context, widths: Widths | None) -> I
             )
         if adapters and not (options.train_distill_adapter_only or options.use_teacher_finetuning):
             yield "the teachers' adapters stay random projections (train_distill_adapter_only false)"
+    if options.feat_kd_alpha > 0 and options.kd_target not in OF_SYNERGY:
+        yield (
+            f"feat_kd_alpha is {options.feat_kd_alpha:g}, but with kd_target '{options.kd_target}' the bridge does not "
+            "run in the B-Step: there is no feature term"
+        )
     if adapters and options.feat_kd_key == "distill_feat" and not options.feat_kd_alpha:
         yield "the student's adapter gets no gradient (feat_kd_alpha 0)"
     yield from _of_cccp(options)

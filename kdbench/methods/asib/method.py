@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self, cast
@@ -17,17 +18,19 @@ from kdbench.method import Batch, Group, Interlude, Losses, Method, Phase, Setup
 from kdbench.methods.asib.a_step import AInputs, a_step_terms
 from kdbench.methods.asib.b_step import BInputs, b_step_terms
 from kdbench.methods.asib.bridge import Bridge, ask
-from kdbench.methods.asib.checks import OF_SYNERGY, cautions, refuse
+from kdbench.methods.asib.checks import cautions, refuse
 from kdbench.methods.asib.ensemble import query_of
 from kdbench.methods.asib.freeze import freezes, level_of
-from kdbench.methods.asib.gate import gate_in_b, updated
+from kdbench.methods.asib.gate import updated
 from kdbench.methods.asib.head import SynergyHead
-from kdbench.methods.asib.memory import Memory
+from kdbench.methods.asib.memory import Memory, Snapshot
 from kdbench.methods.asib.options import ASIBOptions
 from kdbench.methods.asib.recommended import recommended
+from kdbench.methods.asib.report import gate_report, target_mode, trained_report
 from kdbench.methods.asib.schedules import a_rate_factor
 from kdbench.methods.asib.stages import Step, adaptation_epochs, steps
 from kdbench.methods.asib.synergy import ensemble_logits
+from kdbench.methods.asib.targets import OF_SYNERGY
 from kdbench.methods.asib.teachers import EMBEDDING, OwnTeachers, Taught, taught
 from kdbench.methods.asib.weights import disagreement_rate
 from kdbench.methods.asib.widths import settle
@@ -262,7 +265,7 @@ class ASIB(Method[ASIBOptions]):
             self.memory.begin_adaptation()
             return
         if step.turn == 0:
-            self.memory.student = type(self.memory.student)()
+            self.memory.student = Snapshot(best=0.0)
         needs = self.options.use_ib and self.options.kd_target in OF_SYNERGY
         if needs and self.memory.last_synergy_acc is None:
             self.memory.last_synergy_acc = updated(None, self._synergy_accuracy(interlude), self.options)
@@ -277,17 +280,11 @@ class ASIB(Method[ASIBOptions]):
     def _after_a(self, step: Step, interlude: Interlude) -> dict[str, float | str]:
         memory, parts, last = self.memory, self._adapted_parts(), interlude.epoch == step.epochs
         report: dict[str, float | str] = {"stage": step.stage + 1}
-        loss = interlude.means["total"]
-        if self.options.a_step_loss_guard and memory.guard.worse(loss, memory.terms):
-            memory.guarded.restore(parts)
-            memory.rate /= 2
-            report["guarded"] = 1.0
-        else:
-            if memory.guard.terms != memory.terms:
-                memory.guarded = type(memory.guarded)()
-            memory.guard = memory.guard.after(loss, memory.terms)
-            if self.options.a_step_loss_guard:
-                memory.guarded.offer(-loss, parts)
+        if interlude.epoch == 1:
+            copies = None if self.own_teachers is None else self.own_teachers.networks
+            report |= trained_report(self.bridge, self.head, copies)
+        # Where every step was left out, there is no mean.
+        report |= self._guarded(interlude.means.get("total", math.nan), parts)
         if last or interlude.epoch % self.options.teacher_eval_every == 0:
             accuracy = self._synergy_accuracy(interlude)
             memory.last_synergy_acc = updated(memory.last_synergy_acc, accuracy, self.options)
@@ -297,35 +294,45 @@ class ASIB(Method[ASIBOptions]):
         if last:
             memory.synergy.restore(parts)
             report["best_synergy_acc"] = memory.synergy.best
+            memory.begin_adaptation()  # checkpoints of the B-Step need no copies of the A-Step's
         return {**report, **self._gate_report()}
 
+    def _guarded(self, loss: float, parts: list[nn.Module]) -> dict[str, float | str]:
+        """Undo an epoch that is worse than the best one with the same terms, or take it for the next ones' measure."""
+        memory = self.memory
+        if not self.options.a_step_loss_guard:
+            return {}
+        if memory.guard.worse(loss, memory.terms):
+            memory.guarded.restore(parts)
+            memory.rate /= 2
+            return {"guarded": 1.0}
+        if memory.guard.terms != memory.terms:
+            memory.guarded = Snapshot()
+        memory.guard = memory.guard.after(loss, memory.terms)
+        memory.guarded.offer(-loss, parts)
+        return {}
+
     def _after_b(self, step: Step, interlude: Interlude) -> dict[str, float | str]:
-        report: dict[str, float | str] = {"stage": step.stage + 1, "kd_tgt_mode": self._target_mode(interlude)}
-        report["student_trainable"] = str(freezing.count(interlude.student))
-        if interlude.epoch == 1 and step.turn == 0 and len(self.context.teachers) > 1 and self.context.validation_size:
+        last, count, means = self.memory.last_synergy_acc, len(self.context.teachers), interlude.means
+        report: dict[str, float | str] = {
+            "stage": step.stage + 1,
+            "kd_tgt_mode": target_mode(self.options, last, count, means),
+            "kd_scale_mean": means.get("kd_scale_mean", 1.0),
+            "student_trainable": str(freezing.count(interlude.student)),
+        }
+        if interlude.epoch == 1 and step.turn == 0 and count > 1 and self.context.validation_size:
             report |= self._disagreement(interlude)
-        accuracy = interlude.validation_accuracy
+        accuracy, best = interlude.validation_accuracy, self.memory.student
         if self.options.restore_best_student and accuracy is not None and step.stage + 1 < self.options.num_stages:
-            self.memory.student.offer(accuracy, [interlude.student])
-            if step.ends_stage and interlude.epoch == step.epochs:
-                self.memory.student.restore([interlude.student])
-                report["restored_student_acc"] = self.memory.student.best
+            best.offer(accuracy, [interlude.student])
+            if step.ends_stage and interlude.epoch == step.epochs and best.state is not None:
+                best.restore([interlude.student])
+                report["restored_student_acc"] = best.best
+                self.memory.student = Snapshot()
         return {**report, **self._gate_report()}
 
     def _gate_report(self) -> dict[str, float | str]:
-        last = self.memory.last_synergy_acc
-        known = {} if last is None else {"last_synergy_acc": last, "last_synergy_acc_pct": 100 * last}
-        return {**known, "kd_gate_on": float(gate_in_b(self.options, last, len(self.context.teachers)))}
-
-    def _target_mode(self, interlude: Interlude) -> str:
-        """Return the target that most samples of the epoch had."""
-        how, gate = self.options.kd_target, gate_in_b(self.options, self.memory.last_synergy_acc, 2)
-        if how not in OF_SYNERGY or len(self.context.teachers) < 2:
-            return "avg" if how in OF_SYNERGY else how
-        if not gate:
-            return "avg" if how == "synergy" else "weighted_conf"
-        wins = interlude.means.get("auto_syn_win_ratio", 1.0)
-        return "synergy" if how == "synergy" or wins >= 0.5 else "avg"
+        return gate_report(self.options, self.memory.last_synergy_acc, len(self.context.teachers))
 
     def _synergy_accuracy(self, interlude: Interlude) -> float | None:
         """Return the synergy's top-1 on the validation split in percent; None without a split."""

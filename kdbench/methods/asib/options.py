@@ -110,7 +110,7 @@ class BStepOptions(Options):
     """The B-Step: KD target, gate, weights, feature term, clamp."""
 
     kd_target: Literal["teacher", "avg", "weighted_conf", "synergy", "auto"] = Field(
-        "auto", description="what the student is taught: one teacher, both, the synergy, or the nearer for each sample"
+        "avg", description="what the student is taught: one teacher, all, the synergy, or the nearer for each sample"
     )
     tau_gate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="temperature of weighted_conf's confidences; null = that of the epoch"

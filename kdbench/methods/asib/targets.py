@@ -13,6 +13,7 @@ from kdbench.methods.asib.kl import sample_kl, sound_kl
 from kdbench.methods.asib.options import ASIBOptions
 
 Kind = Literal["teacher", "avg", "weighted_conf", "synergy", "auto"]
+OF_SYNERGY = ("synergy", "auto")  # those that the synergy is part of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def make_target(
         Specification of the ASIB benchmark, 3.4.
     """
     how = options.kd_target
-    if how in {"synergy", "auto"} and synergy is not None:
+    if how in OF_SYNERGY and synergy is not None:
         average, tau_syn = teachers_target(teachers, "avg", options, p), options.tau_syn or p.tau
         taught = wide(synergy.detach())
         if how == "auto":

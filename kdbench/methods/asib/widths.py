@@ -60,7 +60,7 @@ def settle(options: ASIBOptions, context: Context) -> Widths:
             f"ib_mbm_n_head is {options.ib_mbm_n_head}, which does not divide the bridge's width {code} "
             "(ib_mbm_out_dim, or distill_out_dim with adapters); take a divisor"
         )
-    return Widths(query, tokens[0], code, tuple(changes))
+    return Widths(query, tokens[0], code, tuple(dict.fromkeys(changes)))  # two networks may be of a kind
 
 
 def _adapted(options: ASIBOptions) -> bool:
