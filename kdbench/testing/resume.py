@@ -26,8 +26,7 @@ def check_resume(bench: Bench) -> None:
     for place in schedule:
         straight.step(place)
     for cut in range(1, len(schedule)):
-        if schedule[cut - 1].phase == schedule[cut].phase:
-            _compare(bench, straight, _interrupted(bench, schedule, cut))
+        _compare(bench, straight, _interrupted(bench, schedule, cut))
 
 
 def _interrupted(bench: Bench, schedule: list[Place], cut: int) -> Run:

@@ -852,19 +852,31 @@ def test_info_of_the_pair_is_that_of_supports(plan: Plan_) -> None:
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 
+FREEZES = """\
+name: freezes
+loss: {ce_alpha: 0.5, kd_alpha: 0.5}
+optimizer: {lr: 0.1, weight_decay: 0}
+schedule: {epochs: 2}
+data: {batch_size: 16}
+step: {}
+freezing: {use_partial_freeze: true}
+"""
+
+
 def passes_of(plan: Plan_, *phases: Phase, pair: str = "tiny", **attributes: object) -> Passes:
     """Return the passes of a guest with these phases; its plan must have no problem."""
     method = made(Guest, "phased", phases=lambda _self: phases, **attributes)
-    (cell,) = plan(method, pairs=(pair,)).cells
-    return cell.passes
+    found: Passes = plan(method, pairs=(pair,)).passes[pair, "phased"]
+    return found
 
 
 def test_own_forwards_are_in_the_plan_and_teachers_may_rest(plan: Plan_) -> None:
-    part = Phase("own", EPOCHS, main=True, teachers=False, own_forwards=3)
+    alone: Callable[[Batch], Losses] = lambda batch: {"ce": batch.supervised()}  # noqa: E731
+    part = Phase("own", EPOCHS, main=True, teachers=False, own_forwards=3, losses=alone)
     assert passes_of(plan, part) == Passes(EPOCHS, 3 * EPOCHS)
     head = Phase("head", 4, student="off", losses=lambda batch: {"x": Term(batch.teacher.logits.mean())})
     assert passes_of(plan, head, Phase()) == Passes(EPOCHS, EPOCHS + 4)
-    resting = Phase("head", 4, student="eval", teachers=False, losses=lambda batch: {"x": batch.supervised()})
+    resting = Phase("head", 4, student="eval", teachers=False, losses=alone)
     assert passes_of(plan, resting, Phase()) == Passes(EPOCHS + 4, EPOCHS)
 
 
@@ -911,7 +923,7 @@ def test_phases_that_cannot_be_trained_are_in_the_plan(plan: Plan_, phases: tupl
 
 def test_levels_beyond_the_blocks_are_in_the_plan(plan: Plan_, tmp_path: Path) -> None:
     anchor = tmp_path / "freezes.yaml"
-    anchor.write_text("extends: fair_baseline_smoke\nname: freezes\nfreezing: {use_partial_freeze: true}\n")
+    anchor.write_text(FREEZES)
     for level, refused in ((1, False), (9, True)):
         method = made(Guest, "phased", phases=lambda _self, level=level: (Phase(freeze=FreezeLevel(level)),))
         if refused:
