@@ -193,6 +193,12 @@ class Run:
         """Do one optimizer step, and what comes before a phase and after an epoch."""
         if place.step == 0:
             self.before(place)
+        self.train(place)
+        if (place.step + 1) % STEPS == 0:
+            self.after(place)
+
+    def train(self, place: Place) -> None:
+        """Do one optimizer step alone."""
         optimizer = self.optimizer(place)
         optimizer.zero_grad()
         batch = self.batch(place)
@@ -200,8 +206,6 @@ class Run:
         optimizer.step()
         with torch.no_grad():
             self.method.after_step(batch)
-        if (place.step + 1) % STEPS == 0:
-            self.after(place)
 
     def before(self, place: Place) -> None:
         """Let the method begin the phase of a step."""
@@ -261,8 +265,8 @@ class Run:
         """Return the last step of the phase."""
         return Place(place.phase, self.epochs(place) * STEPS - 1)
 
-    def state(self, place: Place) -> dict[str, Any]:
-        """Return what a checkpoint after ``place`` holds, after a round trip through a file.
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, after a round trip through a file.
 
         Raises:
             CheckFailure: If the state does not survive it.

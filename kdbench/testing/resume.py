@@ -34,7 +34,7 @@ def _interrupted(bench: Bench, schedule: list[Place], cut: int) -> Run:
     for place in schedule[:cut]:
         first.step(place)
     second = bench.start()  # only now, as a new process would
-    second.load(first.state(schedule[cut - 1]), schedule[cut - 1])
+    second.load(first.state(), schedule[cut - 1])
     for place in schedule[cut:]:
         second.step(place)
     return second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -86,44 +87,6 @@ def _check_trained(bench: Bench, phases: tuple[Phase, ...]) -> None:
             run.optimizer(Place(number, 0))
         except ValueError as error:
             raise CheckFailure(f"{bench}: phase '{phase.name}': {error}") from None
-
-
-@check(structural=True)
-def check_interludes(bench: Bench) -> None:
-    """Hooks between epochs report numbers and words, spare the student that is scored, and need no validation split."""
-    for run in (bench.start(), Bench(bench.method_type, bench.pair, validation=0).start()):
-        scored = max(i for i, phase in enumerate(run.phases) if phase.is_main)
-        for first in run.places():
-            _hook(bench, "before_phase", run, lambda run=run, at=first: run.before(at), scored=first.phase > scored)
-            last = run.last(first)
-            said = _hook(
-                bench, "after_epoch", run, lambda run=run, at=last: run.after(at), scored=first.phase >= scored
-            )
-            if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
-                raise CheckFailure(
-                    f"{bench}: after_epoch() returned {_short(said)}; return a dict of name to number or word, {{}} if "
-                    "there is nothing to report"
-                )
-            if odd := [name for name, value in said.items() if not _is_reported(value)]:
-                raise CheckFailure(
-                    f"{bench}: after_epoch() reports '{odd[0]}' as {_short(said[odd[0]])}; report numbers and words"
-                )
-
-
-def _hook(bench: Bench, name: str, run: Run, call: Callable[[], object], *, scored: bool) -> object:
-    before = {key: value.clone() for key, value in run.student.state_dict().items()}
-    said = call()
-    if scored and (moved := [key for key, value in run.student.state_dict().items() if not equal(value, before[key])]):
-        raise CheckFailure(
-            f"{bench}: {name}() changed '{moved[0]}' of the student after its last epoch, which is the one that is "
-            "scored; restore weights before it"
-        )
-    return said
-
-
-def _is_reported(value: object) -> bool:
-    number = isinstance(value, Tensor) and value.ndim == 0
-    return number or isinstance(value, str | int | float)
 
 
 @check(structural=True)
@@ -210,3 +173,40 @@ def check_gradient(bench: Bench) -> None:
 def _reached(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
     loss.backward()  # type: ignore[no-untyped-call]
     return any(p.grad is not None and bool(torch.count_nonzero(p.grad)) for p in parameters)
+
+
+@check(structural=True)
+def check_interludes(bench: Bench) -> None:
+    """Hooks between epochs report numbers and words, spare the student that is scored, and need no validation split."""
+    for run in (bench.start(), Bench(bench.method_type, bench.pair, validation=0).start()):
+        scored = max(i for i, phase in enumerate(run.phases) if phase.is_main)
+        for first in run.places():
+            last = run.last(first)
+            _hook(run, "before_phase", partial(run.before, first), scored=first.phase > scored)
+            run.train(last)
+            said = _hook(run, "after_epoch", partial(run.after, last), scored=first.phase >= scored)
+            if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
+                raise CheckFailure(
+                    f"{bench}: after_epoch() returned {_short(said)}; return a dict of name to number or word, {{}} if "
+                    "there is nothing to report"
+                )
+            if odd := [name for name, value in said.items() if not _is_reported(value)]:
+                raise CheckFailure(
+                    f"{bench}: after_epoch() reports '{odd[0]}' as {_short(said[odd[0]])}; report numbers and words"
+                )
+
+
+def _hook(run: Run, name: str, call: Callable[[], object], *, scored: bool) -> object:
+    before = {key: value.clone() for key, value in run.student.state_dict().items()}
+    said = call()
+    if scored and (moved := [key for key, value in run.student.state_dict().items() if not equal(value, before[key])]):
+        raise CheckFailure(
+            f"{run.bench}: {name}() changed '{moved[0]}' of the student after its last epoch, which is the one that is "
+            "scored; restore weights before it"
+        )
+    return said
+
+
+def _is_reported(value: object) -> bool:
+    number = isinstance(value, Tensor) and value.ndim == 0
+    return number or isinstance(value, str | int | float)

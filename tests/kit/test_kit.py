@@ -31,6 +31,7 @@ def _load(name: str, file: str) -> ModuleType:
 
 subjects = _load("kit_subjects", "subjects.py")
 _load("kit_behaviour", "subjects_behaviour.py")  # adds to subjects.BROKEN
+staged = _load("kit_phases", "subjects_phases.py")  # and so does this
 
 
 def _id(value: object) -> str | None:
@@ -53,7 +54,7 @@ def test_every_check_has_a_broken_subject() -> None:
     assert {check for _, check, _ in subjects.BROKEN} == set(METHOD_CHECKS)
 
 
-@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain], ids=_id)
+@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain, staged.Staged], ids=_id)
 def test_sound_subjects_pass(subject: type[AnyMethod]) -> None:
     results = check_method(subject)
     assert [result.message for result in results if not result.ok] == []
