@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench import registry
-from kdbench.backbones import freezing
 from kdbench.backbones.base import Backbone, Network
-from kdbench.backbones.freezing import FreezeLevel
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
 from kdbench.method import AnyMethod, Batch, Interlude, Losses, Mix, Options, Phase, Setup, Viewed, total, trainable
@@ -159,12 +157,9 @@ class Run:
         """Return the student's features of the images and of each view, from one forward pass."""
         if not self.phases[place.phase].runs_student:
             return [Features(torch.empty(BATCH, 0))] * len(inputs)
-        phase = self.phases[place.phase]
-        trained = phase.student == "train"
+        trained = self.phases[place.phase].student == "train"
         if torch.is_grad_enabled():
             self.student.train(trained)
-            if any(one.freeze for one in self.phases):
-                freezing.apply(self.student, phase.freeze or FreezeLevel())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             taps = self.method.taps.student.resolve(self.student.stage_count)
             features = self.student(torch.cat(list(inputs)), taps)

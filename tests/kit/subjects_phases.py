@@ -72,14 +72,17 @@ class ContinuesTheMainPhase(Staged):
         return (before, early, late, self.head("between", continues="late"), after)
 
 
-@broken("phases", "phase 'late': goes on with an optimizer, but trains other parameters, or other groups of them")
+@broken(
+    "phases",
+    "method 'plain': phase 'late': goes on with an optimizer, but trains other parameters, or other groups of them",
+)
 class RegroupsInTheSecondPart(Staged):
     def phases(self) -> tuple[kdbench.Phase, ...]:
         before, early, between, _, after = super().phases()
         return (before, early, between, kdbench.Phase("late", EPOCHS - 1, main=True), after)
 
 
-@broken("phases", "NegativeRate: raised ValueError: group: rate factor -1.0")
+@broken("phases", "method 'plain': group: rate factor -1.0")
 class NegativeRate(Staged):
     def phases(self) -> tuple[kdbench.Phase, ...]:
         return (kdbench.Phase(groups=lambda: [Group(self.helper.parameters, -1.0)]),)
