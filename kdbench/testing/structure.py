@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.errors import Unsupported
 from kdbench.method import Losses, Phase, TapRequest, total, trainable
 from kdbench.phases import check_phases as phases_fit
 from kdbench.testing.bench import Bench, Place, Run, equal
@@ -175,7 +176,7 @@ def _reached(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
 @check(structural=True)
 def check_interludes(bench: Bench) -> None:
     """Hooks between epochs report numbers and words, spare the student that is scored, and need no validation split."""
-    for run in (bench.start(), Bench(bench.method_type, bench.pair, validation=0).start()):
+    for run in _with_and_without_a_split(bench):
         scored = max(i for i, phase in enumerate(run.phases) if phase.is_main)
         for first in run.places():
             last = run.last(first)
@@ -191,6 +192,15 @@ def check_interludes(bench: Bench) -> None:
                 raise CheckFailure(
                     f"{bench}: after_epoch() reports '{odd[0]}' as {_short(said[odd[0]])}; report numbers and words"
                 )
+
+
+def _with_and_without_a_split(bench: Bench) -> Iterator[Run]:
+    yield bench.start()
+    try:
+        blind = Bench(bench.method_type, bench.pair, validation=0).start()
+    except Unsupported:  # a method may say that it needs one
+        return
+    yield blind
 
 
 def _hook(run: Run, name: str, call: Callable[[], object], *, scored: bool) -> object:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from kit_subjects import Plain, Sound, broken
@@ -36,7 +37,7 @@ class Staged(Plain):
 
     def head(self, name: str, continues: str = "") -> kdbench.Phase:
         return kdbench.Phase(
-            name, 1, self.head_losses, self.helper.parameters, student="eval", continues=continues, mixes=True
+            name, 1, self.head_losses, self.helper.parameters, student="eval", continues=continues, mixes=False
         )
 
     def head_losses(self, batch: kdbench.Batch) -> Losses:
@@ -139,6 +140,18 @@ class RemembersInPython(Sound):
     def after_epoch(self, interlude: Interlude) -> Mapping[str, float | str]:
         self.best = max(self.best, interlude.validation_accuracy or 0.0, float(interlude.epoch))
         return {}
+
+
+@dataclass(slots=True)
+class Kept:
+    weight: Tensor
+    best: float = 0.0
+
+
+@broken("resume", "attribute 'kept' changes in training but is not in the state")
+class KeepsTensorsInADataclass(Sound):
+    def before_phase(self, interlude: Interlude) -> None:
+        self.kept = Kept(self.project.weight.clone())
 
 
 @broken("resume", "attribute 'turns' changes in training but is not in the state")

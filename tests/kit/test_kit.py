@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.errors import ConfigError, PluginError
+from kdbench.errors import ConfigError, PluginError, Unsupported
 from kdbench.method import AnyMethod, TapRequest
 from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
 from kdbench.testing.outcome import STRUCTURAL
-from kdbench.types import Pair, Taps
+from kdbench.types import Context, Pair, Taps
 
 
 def _load(name: str, file: str) -> ModuleType:
@@ -103,3 +103,13 @@ def test_the_process_is_left_as_it_was() -> None:
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
     assert torch.get_num_threads() == before[3]
+
+
+def test_a_method_may_decline_to_train_without_a_validation_split() -> None:
+    class Demanding(subjects.Plain):  # type: ignore[misc, name-defined]
+        def __init__(self, options: object, context: Context) -> None:
+            super().__init__(options, context)
+            if not context.validation_size:
+                raise Unsupported("it measures itself on the validation split")
+
+    METHOD_CHECKS["interludes"](Demanding)
