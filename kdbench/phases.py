@@ -54,7 +54,8 @@ class Phase:
         name: Unique within the method.
         epochs: Epochs; None = the anchor's, which only a main phase in one part has.
         losses: The phase's loss; None = the method's ``losses``.
-        parameters: What is trained; None = the student and the method's own parameters.
+        parameters: What is trained, in the main phase besides the student; None = the student and the method's own
+            parameters.
         groups: The same in groups with learning rates of their own; instead of ``parameters``.
         learning_rate: Initial rate; None = the anchor's.
         rate_factor: Factor on the initial rate as a function of the share of the phase done, in [0, 1); None = the

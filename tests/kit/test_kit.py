@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.errors import ConfigError, PluginError
+from kdbench.errors import ConfigError, PluginError, Unsupported
 from kdbench.method import AnyMethod, TapRequest
 from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
 from kdbench.testing.outcome import STRUCTURAL
-from kdbench.types import Pair, Taps
+from kdbench.types import Context, Pair, Taps
 
 
 def _load(name: str, file: str) -> ModuleType:
@@ -31,6 +31,7 @@ def _load(name: str, file: str) -> ModuleType:
 
 subjects = _load("kit_subjects", "subjects.py")
 _load("kit_behaviour", "subjects_behaviour.py")  # adds to subjects.BROKEN
+staged = _load("kit_phases", "subjects_phases.py")  # and so does this
 
 
 def _id(value: object) -> str | None:
@@ -53,7 +54,7 @@ def test_every_check_has_a_broken_subject() -> None:
     assert {check for _, check, _ in subjects.BROKEN} == set(METHOD_CHECKS)
 
 
-@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain], ids=_id)
+@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain, staged.Staged], ids=_id)
 def test_sound_subjects_pass(subject: type[AnyMethod]) -> None:
     results = check_method(subject)
     assert [result.message for result in results if not result.ok] == []
@@ -102,3 +103,13 @@ def test_the_process_is_left_as_it_was() -> None:
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
     assert torch.get_num_threads() == before[3]
+
+
+def test_a_method_may_decline_to_train_without_a_validation_split() -> None:
+    class Demanding(subjects.Plain):  # type: ignore[misc, name-defined]
+        def __init__(self, options: object, context: Context) -> None:
+            super().__init__(options, context)
+            if not context.validation_size:
+                raise Unsupported("it measures itself on the validation split")
+
+    METHOD_CHECKS["interludes"](Demanding)
