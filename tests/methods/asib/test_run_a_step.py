@@ -226,7 +226,9 @@ def test_without_the_guard_nothing_is_undone(two: Any) -> None:
     assert lane.method.memory.rate == 1.0
 
 
-def test_a_batch_without_a_finite_loss_is_left_out_and_counted(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
+    two: Any, moments: list[Any], helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, calls = ASIB.a_losses, []
 
     def broken(self: ASIB, step: Any, batch: Any) -> Any:
@@ -244,8 +246,11 @@ def test_a_batch_without_a_finite_loss_is_left_out_and_counted(two: Any, monkeyp
     # Not even one good step: the A-Step leaves things as they were, and the B-Step goes on.
     calls.clear()
     broken_at = set(range(100))
+    moments.clear()
     lane = two.train(two.spec(anchor={"schedule__epochs": 1}), "all")
     assert [report.metrics["skipped_steps"] for report in _a(lane)] == [1.0, 1.0]
+    assert helpers.moved(moments[0].method, moments[2].method) == set()
+    assert (moments[2].phase, moments[2].epoch) == ("a1", 2)
     assert lane.finished
 
 
