@@ -102,7 +102,8 @@ def check_method(method_class: type[AnyMethod], *, pair: Pair | None = None) -> 
     Raises:
         ConfigError: If the pair names a backbone that is not registered.
     """
-    Bench(method_class, pair)  # a wrong pair is the caller's fault, not the method's
+    if pair is not None:
+        Bench(method_class, pair)  # a wrong pair is the caller's fault, not the method's
     results: list[CheckResult] = []
     for name, check in METHOD_CHECKS.items():
         results.append(_result(name, check, method_class, pair))

@@ -120,14 +120,15 @@ class Bench:
 def pair_for(method_type: type[AnyMethod]) -> Pair:
     """Return the pair that a method is tried on unless another one is named: the first it does not decline."""
     for pair in (PAIR, TWO_TEACHERS):
+        bench = Bench(method_type, pair)
         try:
             with torch.random.fork_rng(devices=[]):
-                Bench(method_type, pair).build()
+                if method_type.supports(bench.info) is None and bench.build():
+                    return pair
         except Unsupported:
             continue
         except Exception:  # whatever else is wrong with it is for a check to say
-            return PAIR
-        return pair
+            break
     return PAIR
 
 

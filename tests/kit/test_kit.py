@@ -11,12 +11,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from kdbench.errors import ConfigError, PluginError, Unsupported
-from kdbench.method import AnyMethod, TapRequest
+from kdbench.method import AnyMethod, Batch, Losses, Options, Phase, TapRequest
 from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
+from kdbench.testing.bench import PAIR, TWO_TEACHERS, pair_for
 from kdbench.testing.outcome import STRUCTURAL
-from kdbench.types import Context, Pair, Taps
+from kdbench.types import Context, Pair, PairInfo, Taps
 
 
 def _load(name: str, file: str) -> ModuleType:
@@ -79,6 +81,59 @@ def test_taps_hold_for_the_first_teacher_unless_every_one_is_asked() -> None:
     Deep.taps = TapRequest(teachers=Taps((4,)), every_teacher=True)
     with pytest.raises(CheckFailure, match=r"taps\.teachers of resnet14_w8: stage 4 does not exist"):
         METHOD_CHECKS["builds"](Deep, pair)
+
+
+class Several(subjects.Plain):  # type: ignore[misc, name-defined]
+    """Wants two teachers, and a phase before the main one whose images are never mixed."""
+
+    name = "several"
+
+    def __init__(self, options: Options, context: Context) -> None:
+        super().__init__(options, context)
+        if len(context.teachers) < 2:
+            raise Unsupported("needs two teachers, the pair has one")
+        self.share = nn.Parameter(torch.zeros(()))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return Phase("share", 1, self.share_losses, lambda: [self.share], mixes=False), Phase()
+
+    def share_losses(self, batch: Batch) -> Losses:
+        assert batch.mix is None
+        one, other = (teacher.logits for teacher in batch.teachers)
+        return {"ce": batch.supervised(one.lerp(other, self.share.sigmoid()))}
+
+
+class Picky(subjects.Plain):  # type: ignore[misc, name-defined]
+    name = "picky"
+
+    @classmethod
+    def supports(cls, pair: PairInfo) -> str | None:
+        return None if len(pair.teachers) > 1 else "two teachers or nothing"
+
+
+class Never(Several):
+    name = "never"
+
+    def __init__(self, options: Options, context: Context) -> None:
+        super().__init__(options, context)
+        raise Unsupported("cannot be built on any pair")
+
+
+@pytest.mark.parametrize("subject", [Several, Picky], ids=_id)
+def test_a_method_that_declines_one_teacher_gets_two(subject: type[AnyMethod]) -> None:
+    assert pair_for(subject) is TWO_TEACHERS
+    results = check_method(subject)
+    assert [result.message for result in results if not result.ok] == []
+    assert [result.name for result in results] == list(METHOD_CHECKS)
+    one = check_method(subject, pair=PAIR)  # a pair that is named is the pair that is meant
+    assert not one[-1].ok
+
+
+def test_other_methods_get_one_teacher() -> None:
+    assert pair_for(subjects.Plain) is pair_for(Never) is PAIR
+    last = check_method(Never)[-1]
+    assert (last.name, last.ok) == ("builds", False)
+    assert "needs two teachers, the pair has one" in last.message
 
 
 def test_an_unknown_backbone_is_the_callers_fault() -> None:
