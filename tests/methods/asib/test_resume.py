@@ -25,7 +25,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "teacher1_freeze_level": 1,
         "reg_lambda": 1e-3,
         "teacher_lr": 1e-3,
-        "anchor": {"freezing__use_partial_freeze": True},
+        "anchor": {
+            "freezing__use_partial_freeze": True,
+            "step__accumulate": 2,
+            "step__ema_decay": 0.9,
+            "step__precision": "bf16",
+        },
     },
     "sampled": {
         "use_mu_for_kd": False,

@@ -268,18 +268,18 @@ def test_a_gate_that_was_never_measured_is_measured_before_the_b_step() -> None:
     place = next(Place(index, 0) for index, phase in enumerate(run.phases) if phase.name == "b1")
     assert run.method.memory.last_synergy_acc is None
     with torch.no_grad():
-        run.method.before_phase(run._interlude(place, 0, {}))
+        run.method.before_phase(run._interlude(place, 0, 0, {}))
     first = run.method.memory.last_synergy_acc
     assert first is not None
     assert 0 <= first <= 1
     run.method.memory.last_synergy_acc = 0.42
     with torch.no_grad():
-        run.method.before_phase(run._interlude(place, 0, {}))
+        run.method.before_phase(run._interlude(place, 0, 0, {}))
     assert run.method.memory.last_synergy_acc == 0.42  # B-Steps only ever initialise it
 
 
 def test_nothing_is_measured_where_the_synergy_is_no_target() -> None:
     run = bench(kd_target="avg").start()
     place = next(Place(index, 0) for index, phase in enumerate(run.phases) if phase.name == "b1")
-    run.method.before_phase(run._interlude(place, 0, {}))
+    run.method.before_phase(run._interlude(place, 0, 0, {}))
     assert run.method.memory.last_synergy_acc is None
