@@ -147,7 +147,8 @@ class Interlude:
         epoch: Epochs of it that are done.
         student: The student; a method may change its weights, but not once the last epoch of the main phase is over.
         means: Means of the epoch's loss terms and notes, ``total`` among them; empty before a phase.
-        validation_accuracy: Of the student after the epoch, in percent; None outside the main phase or without a split.
+        validation_accuracy: In percent, of what would be deployed after the epoch (of the average, where there is one);
+            None outside the main phase or without a split.
         look: Yields batches of the validation split, in order and not augmented, with the taps of the method, but
             without views. Its argument limits the batches; None = all. The passes are metered, what is noted of such a
             batch is not reported. Without a validation split it yields nothing.
