@@ -58,7 +58,7 @@ def is_own(path: Path, own: Path) -> bool:
 
 
 def may_name_methods(path: Path) -> bool:
-    """Return whether a file is data about methods: presets and ladders of one that is a package, or published claims."""
+    """Return whether a file is data about methods: presets and ladders of a method's package, or claims."""
     folders = (PACKAGE / "methods", PACKAGE / "leaderboard" / "claims")
     return path.suffix == ".yaml" and any(folder in path.parents for folder in folders)
 
