@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from kdbench.stats.describing import Interval
 from kdbench.stats.paired import paired_t
-from kdbench.stats.values import finite, rounded
+from kdbench.stats.values import DIFFERENCE_DIGITS, finite, rounded
 
 ROPE = 0.2  # points, for test sets of 10k images: the sampling error of a paired gain over five seeds
 
@@ -91,7 +91,12 @@ def t_posterior(differences: Sequence[float], rope: float = ROPE) -> Posterior:
 
 
 def bayes_signed_rank(
-    differences: ArrayLike, rope: float = ROPE, draws: int = 50_000, seed: int = 0, prior: float = 0.5
+    differences: ArrayLike,
+    rope: float = ROPE,
+    draws: int = 50_000,
+    seed: int = 0,
+    prior: float = 0.5,
+    digits: int | None = DIFFERENCE_DIGITS,
 ) -> Posterior:
     """Return the shares of posterior draws in which "below", "inside" or "above" the ROPE is the likeliest.
 
@@ -104,14 +109,19 @@ def bayes_signed_rank(
         draws: Of the posterior; the result's Monte Carlo error is at most .5 / sqrt(draws).
         seed: Of the draws.
         prior: Strength of the prior observation at zero, > 0.
+        digits: Decimals of a difference that are kept; None compares floats as they come, as other implementations do, so
+            that noise decides where a sum is twice the ROPE.
 
     Source:
         Section 4; Benavoli et al. 2014. Claim at .95, and only from 6 pairs on.
     """
     _check_rope(rope, zero=True)
-    known = np.concatenate(([0.0], rounded(differences).ravel()))
-    sums = np.round(known[:, None] + known[None], 6)
-    above, below = (np.where(s > 2 * rope, 1.0, np.where(s == round(2 * rope, 6), 0.5, 0.0)) for s in (sums, -sums))
+    known = finite(differences, "differences").ravel() if digits is None else rounded(differences, digits).ravel()
+    known = np.concatenate(([0.0], known))
+    sums, border = known[:, None] + known[None], 2 * rope
+    if digits is not None:
+        sums, border = np.round(sums, digits), round(border, digits)
+    above, below = ((s > border) + (s == border) / 2 for s in (sums, -sums))
     weights = np.random.default_rng(seed).dirichlet([prior, *np.ones(len(known) - 1)], draws)
     high = ((weights @ above) * weights).sum(axis=1)
     low = ((weights @ below) * weights).sum(axis=1)

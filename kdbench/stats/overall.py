@@ -9,6 +9,7 @@ from statistics import fmean
 from kdbench.stats.describing import t_interval
 from kdbench.stats.equivalence import ROPE, bayes_signed_rank
 from kdbench.stats.families import ALPHA, ENOUGH_SEEDS, holm
+from kdbench.stats.paired import NO_COMMON_SEED
 from kdbench.stats.pairs import StratifiedT, stratified_t
 from kdbench.stats.values import DifferencesByPair, Scores, differences_by_pair
 from kdbench.stats.wilcoxon import wilcoxon
@@ -16,6 +17,7 @@ from kdbench.stats.wilcoxon import wilcoxon
 LEAST_PAIRS = 6
 LEAST_DATASETS = 2
 SURE = 0.95
+DRAWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Rivalry:
         on_these: Stratified test on these pairs; p_holm is its p after Holm over the rivals.
         p_holm: Or None without a test.
         p_general: Wilcoxon's p over pair means after Holm over the rivals.
-        p_above: Posterior probability of more than the ROPE on pairs like these.
+        p_above: Posterior probability of more than the ROPE on pairs like these; None below six pairs.
         worst: Lowest end of the intervals of the single pairs, in points; None where a pair has no interval.
     """
 
@@ -112,7 +114,7 @@ def decide_overall(
 
 def _rivalries(gaps: Mapping[str, DifferencesByPair], rope: float) -> tuple[Rivalry, ...]:
     on_these = [
-        stratified_t(gap.values) if gap.values else StratifiedT(0, 0.0, reason="no common seed")
+        stratified_t(gap.values) if gap.values else StratifiedT(0, 0.0, reason=NO_COMMON_SEED)
         for gap in gaps.values()
     ]
     means = [[fmean(values) for values in gap.values] for gap in gaps.values()]
@@ -122,7 +124,8 @@ def _rivalries(gaps: Mapping[str, DifferencesByPair], rope: float) -> tuple[Riva
         intervals = [t_interval(values) for values in gaps[rival].values]
         lows = [interval.low for interval in intervals if interval]
         worst = min(lows) if lows and len(lows) == len(intervals) else None
-        above = bayes_signed_rank(means[index], rope).above if means[index] else None
+        # Below six pairs the posterior is sure of too much; where it is asked, a hundredth is precise enough.
+        above = bayes_signed_rank(means[index], rope, DRAWS).above if len(means[index]) >= LEAST_PAIRS else None
         found.append(Rivalry(rival, on_these[index], p, general[index], above, worst))
     return tuple(found)
 
