@@ -114,8 +114,7 @@ def decide_overall(
 
 def _rivalries(gaps: Mapping[str, DifferencesByPair], rope: float) -> tuple[Rivalry, ...]:
     on_these = [
-        stratified_t(gap.values) if gap.values else StratifiedT(0, 0.0, reason=NO_COMMON_SEED)
-        for gap in gaps.values()
+        stratified_t(gap.values) if gap.values else StratifiedT(0, 0.0, reason=NO_COMMON_SEED) for gap in gaps.values()
     ]
     means = [[fmean(values) for values in gap.values] for gap in gaps.values()]
     general = holm([wilcoxon(values).p_two_sided if values else None for values in means])

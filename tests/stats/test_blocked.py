@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import numpy as np
 import pytest
-from oracles import oracle
 from scipy.stats import f as fisher
 from scipy.stats import ttest_rel
 
@@ -53,7 +55,7 @@ def test_two_methods_are_the_paired_t_test() -> None:
     assert paired_p_of_all(blocks.values)[0, 1] == pytest.approx(paired.pvalue)
 
 
-def test_against_statsmodels() -> None:
+def test_against_statsmodels(oracle: Callable[[str], ModuleType]) -> None:
     anova_rm = oracle("statsmodels.stats.anova").AnovaRM
     pandas = oracle("pandas")
     rows = table([0.0, 0.2, 0.4, 0.5], 6)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+
 import numpy as np
 import pytest
-from oracles import oracle
 
 from kdbench.stats import adjust, compare_with_baseline, holm, with_stars
 from kdbench.stats.families import Correction
@@ -24,7 +26,7 @@ def test_by_hand() -> None:
     ("ours", "theirs"),
     [("holm", "holm"), ("hochberg", "simes-hochberg"), ("bonferroni", "bonferroni"), ("bh", "fdr_bh")],
 )
-def test_against_statsmodels(ours: Correction, theirs: str) -> None:
+def test_against_statsmodels(oracle: Callable[[str], ModuleType], ours: Correction, theirs: str) -> None:
     multipletests = oracle("statsmodels.stats.multitest").multipletests
     random = np.random.default_rng(11)
     for m in (1, 2, 7, 30):

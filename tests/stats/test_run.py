@@ -27,9 +27,36 @@ _spec.loader.exec_module(run)
 
 ALL = json.loads(CASES.read_text())["cases"] if CASES.is_file() else []
 needs_shared = pytest.mark.skipif(not ALL, reason="needs the shared reference files")
-KINDS = """paired_t wilcoxon_ties signflip describe degenerate wilcoxon signflip_stratified stratified_t min_p multiplicity
-bootstrap_ci friedman nemenyi_cd blocked_tukey iqm prob_improvement stratified_bootstrap bayes_signed_rank bayes_t aso
-mcnemar wilson crossed_se power borda effect_size welch_t pairwise_wilcoxon_holm""".split()
+KINDS = [
+    "paired_t",
+    "wilcoxon_ties",
+    "signflip",
+    "describe",
+    "degenerate",
+    "wilcoxon",
+    "signflip_stratified",
+    "stratified_t",
+    "min_p",
+    "multiplicity",
+    "bootstrap_ci",
+    "friedman",
+    "nemenyi_cd",
+    "blocked_tukey",
+    "iqm",
+    "prob_improvement",
+    "stratified_bootstrap",
+    "bayes_signed_rank",
+    "bayes_t",
+    "aso",
+    "mcnemar",
+    "wilson",
+    "crossed_se",
+    "power",
+    "borda",
+    "effect_size",
+    "welch_t",
+    "pairwise_wilcoxon_holm",
+]
 
 
 @needs_shared
@@ -56,7 +83,9 @@ def spoilt(value: Any, by: float) -> list[Any]:
 
 
 @needs_shared
-@pytest.mark.parametrize("case", [c for c in ALL if c["kind"] in ("paired_t", "multiplicity", "mcnemar", "blocked_tukey")])
+@pytest.mark.parametrize(
+    "case", [c for c in ALL if c["kind"] in ("paired_t", "multiplicity", "mcnemar", "blocked_tukey")]
+)
 def test_no_expected_value_goes_unchecked(case: dict[str, Any]) -> None:
     found = run.KINDS[case["kind"]](case["inputs"], case["options"], case["expected"])
     changed = spoilt(case["expected"], 1.0)
@@ -110,6 +139,8 @@ def test_exit_status(tmp_path: Path, kind: str, status: int, word: str) -> None:
     case["kind"] = kind
     file = tmp_path / "cases.json"
     file.write_text(json.dumps({"cases": [case]}))
-    done = subprocess.run([sys.executable, str(HERE / "run.py"), str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "run.py"), str(file)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == status, done.stderr
     assert word in done.stdout
