@@ -109,15 +109,15 @@ def bayes_signed_rank(
         draws: Of the posterior; the result's Monte Carlo error is at most .5 / sqrt(draws).
         seed: Of the draws.
         prior: Strength of the prior observation at zero, > 0.
-        digits: Decimals of a difference that are kept; None compares floats as they come, as other implementations do, so
-            that noise decides where a sum is twice the ROPE.
+        digits: Decimals of a difference that are kept; None compares floats as they come, as other implementations do,
+            so that noise decides where a sum is twice the ROPE.
 
     Source:
         Section 4; Benavoli et al. 2014. Claim at .95, and only from 6 pairs on.
     """
     _check_rope(rope, zero=True)
     known = finite(differences, "differences").ravel() if digits is None else rounded(differences, digits).ravel()
-    known = np.concatenate(([0.0], known))
+    known = np.concatenate(([0.0], np.sort(known)))
     sums, border = known[:, None] + known[None], 2 * rope
     if digits is not None:
         sums, border = np.round(sums, digits), round(border, digits)

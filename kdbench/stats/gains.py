@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -55,8 +56,8 @@ def paired_improvement(by_pair: Sequence[ArrayLike]) -> float:
     Source:
         Section 4; Bouthillier et al. 2021, paired.
     """
-    shares = [np.mean(np.sign(rounded(values)) / 2 + 0.5) for values in strata(by_pair)]
-    return float(np.mean(shares))
+    shares = [float(np.mean(np.sign(rounded(values)) / 2 + 0.5)) for values in strata(by_pair)]
+    return fmean(shares)
 
 
 def gap_closed(accuracy: float, student: float, teacher: float) -> float | None:
@@ -90,7 +91,7 @@ def bootstrap_mean(
         Section 1.3: an optional column for n >= 10, never instead of the t interval. BCa: Efron 1987, jackknife
         acceleration.
     """
-    known = finite(differences, "differences").ravel()
+    known = np.sort(finite(differences, "differences").ravel())
     if len(known) < 2 or np.ptp(np.round(known, DIFFERENCE_DIGITS)) == 0:
         return BootstrapIntervals(None, None, None, "one seed" if len(known) == 1 else "zero variance")
     from scipy.stats import norm

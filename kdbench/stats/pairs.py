@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -53,7 +54,7 @@ def stratified_t(by_pair: Sequence[ArrayLike], confidence: float = 0.95) -> Stra
         Section 4 (A).
     """
     parts = strata(by_pair)
-    count, estimate = len(parts), float(np.mean([part.mean() for part in parts]))
+    count, estimate = len(parts), fmean(fmean(part) for part in parts)
     if min(len(part) for part in parts) < 2:
         return StratifiedT(count, estimate, reason=ONE_SEED)
     flat = [np.ptp(np.round(part, DIFFERENCE_DIGITS)) == 0 for part in parts]
@@ -77,4 +78,4 @@ def pair_means_t(by_pair: Sequence[ArrayLike], confidence: float = 0.95) -> Pair
     Source:
         Section 4 (B): pairs that share a network or a dataset are fewer than they seem.
     """
-    return paired_t([float(part.mean()) for part in strata(by_pair)], confidence)
+    return paired_t([fmean(part) for part in strata(by_pair)], confidence)

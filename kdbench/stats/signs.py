@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kdbench.stats.values import DIFFERENCE_DIGITS, rounded, strata
+from kdbench.stats.values import DIFFERENCE_DIGITS, finite, rounded, strata
 
 Integers = NDArray[np.int64]
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
@@ -81,7 +82,7 @@ def sign_flip(differences: ArrayLike, digits: int = DIFFERENCE_DIGITS, seed: int
     Source:
         Sections 1.1 and 9. Within a pair never the criterion below 8 seeds.
     """
-    return stratified_sign_flip([differences], digits, seed)
+    return stratified_sign_flip([finite(differences, "differences")], digits, seed)
 
 
 def stratified_sign_flip(by_pair: Sequence[ArrayLike], digits: int = DIFFERENCE_DIGITS, seed: int = 0) -> SignFlip:
@@ -99,7 +100,7 @@ def stratified_sign_flip(by_pair: Sequence[ArrayLike], digits: int = DIFFERENCE_
     # In whole units of 10^-digits times a common multiple of the sizes, sums are exact and ties are ties.
     common = math.lcm(*(len(part) for part in parts))
     signed = np.concatenate([np.rint(part * 10**digits).astype(np.int64) * (common // len(part)) for part in parts])
-    statistic = float(np.mean([part.mean() for part in parts]))
+    statistic = fmean(fmean(part) for part in parts)
     weights, observed = np.abs(signed[signed != 0]), int(signed.sum())
     floor = attainable(len(weights)).two_sided if len(weights) else 1.0
     far, exact = share_at_least(weights, abs(observed), seed)

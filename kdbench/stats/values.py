@@ -101,12 +101,12 @@ def differences_by_pair(first: Scores, second: Scores) -> DifferencesByPair:
 
 
 def strata(by_pair: Sequence[ArrayLike]) -> tuple[Vector, ...]:
-    """Return the differences of each pair as finite arrays.
+    """Return the differences of each pair as finite arrays, sorted: so no bit depends on the order of the seeds.
 
     Raises:
         ValueError: Without a pair, or for a pair without a difference.
     """
-    known = tuple(finite(values, f"pair {index}").ravel() for index, values in enumerate(by_pair))
+    known = tuple(np.sort(finite(values, f"pair {index}").ravel()) for index, values in enumerate(by_pair))
     empty = [index for index, values in enumerate(known) if not len(values)]
     if not known or empty:
         which = f"pair {empty[0]}" if empty else "pairs"

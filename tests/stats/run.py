@@ -1,7 +1,7 @@
 """Run every reference case of a file: ``run.py FILE.json [NAME...]`` prints one line per case; exit 1 if any fails.
 
-The error of a case is the largest absolute difference of its numbers; a case passes if each is within its tolerance. A kind
-without an adapter, an answer that is missing and an exception are failures.
+The error of a case is the largest absolute difference of its numbers; a case passes if each is within its tolerance. A
+kind without an adapter, an answer that is missing and an exception are failures.
 """
 
 from __future__ import annotations

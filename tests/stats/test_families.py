@@ -46,7 +46,7 @@ def test_order_does_not_matter_and_none_counts_as_one(correction: Correction) ->
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
 def test_what_is_no_p_value_is_refused(wrong: float) -> None:
-    with pytest.raises(ValueError, match="p-values - .* must lie in"):
+    with pytest.raises(ValueError, match=r"p-values - .* must lie in"):
         holm([0.5, wrong])
 
 

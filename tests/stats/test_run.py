@@ -27,36 +27,12 @@ _spec.loader.exec_module(run)
 
 ALL = json.loads(CASES.read_text())["cases"] if CASES.is_file() else []
 needs_shared = pytest.mark.skipif(not ALL, reason="needs the shared reference files")
-KINDS = [
-    "paired_t",
-    "wilcoxon_ties",
-    "signflip",
-    "describe",
-    "degenerate",
-    "wilcoxon",
-    "signflip_stratified",
-    "stratified_t",
-    "min_p",
-    "multiplicity",
-    "bootstrap_ci",
-    "friedman",
-    "nemenyi_cd",
-    "blocked_tukey",
-    "iqm",
-    "prob_improvement",
-    "stratified_bootstrap",
-    "bayes_signed_rank",
-    "bayes_t",
-    "aso",
-    "mcnemar",
-    "wilson",
-    "crossed_se",
-    "power",
-    "borda",
-    "effect_size",
-    "welch_t",
-    "pairwise_wilcoxon_holm",
-]
+KINDS = {
+    *("describe", "paired_t", "degenerate", "welch_t", "effect_size", "power", "bootstrap_ci", "min_p", "multiplicity"),
+    *("wilcoxon", "wilcoxon_ties", "pairwise_wilcoxon_holm", "signflip", "signflip_stratified", "stratified_t"),
+    *("friedman", "nemenyi_cd", "borda", "blocked_tukey", "iqm", "prob_improvement", "stratified_bootstrap"),
+    *("bayes_signed_rank", "bayes_t", "aso", "mcnemar", "wilson", "crossed_se"),
+}
 
 
 @needs_shared
@@ -66,7 +42,10 @@ def test_reference_case(case: dict[str, Any]) -> None:
 
 
 def test_every_kind_has_an_adapter() -> None:
-    assert set(run.KINDS) == set(KINDS)
+    assert set(run.KINDS) == KINDS
+
+
+EXACT = ("paired_t", "multiplicity", "mcnemar", "blocked_tukey", "degenerate")
 
 
 def spoilt(value: Any, by: float) -> list[Any]:

@@ -17,7 +17,7 @@ def test_floors_of_the_table() -> None:
     assert [attainable(n).family_two_sided for n in range(3, 11)] == [0, 0, 0, 1, 3, 6, 12, 25]
     assert [attainable(n).family_one_sided for n in range(3, 11)] == [0, 0, 1, 3, 6, 12, 25, 51]
     assert attainable(5).two_sided == 0.0625
-    with pytest.raises(ValueError, match="n 0, alpha 0.05 - n >= 1"):
+    with pytest.raises(ValueError, match=r"n 0, alpha 0.05 - n >= 1"):
         attainable(0)
 
 
@@ -93,7 +93,7 @@ def test_zeros() -> None:
 
 
 @pytest.mark.parametrize("zeros", ["wilcox", "pratt", "zsplit"])
-@pytest.mark.parametrize("n", [1, 4, 7, 12])
+@pytest.mark.parametrize("n", [3, 4, 7, 12])
 def test_wilcoxon_with_ties_and_zeros(zeros: str, n: int) -> None:
     from scipy.stats import PermutationMethod
 
@@ -124,7 +124,7 @@ def test_pairwise() -> None:
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="differences - value nan in position 1"):
-        sign_flip([0.1, float("nan")])[0]  # type: ignore[index]
+        sign_flip([0.1, float("nan")])
     with pytest.raises(ValueError, match="pair 1 - value inf"):
         stratified_sign_flip([[0.1], [float("inf")]])
     with pytest.raises(ValueError, match="pair 1 - no difference"):
