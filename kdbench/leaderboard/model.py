@@ -14,6 +14,7 @@ from kdbench.stats import PairedDifference, Summary
 CellStatus = Literal["ok", "diverged", "infra_failed", "missing", "skipped"]
 STATUSES: tuple[CellStatus, ...] = ("ok", "diverged", "infra_failed", "missing", "skipped")
 Division = Literal["closed", "open"]
+Curve = tuple[tuple[int, float], ...]  # the student's epochs, from 1, each with its test accuracy in percent
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Cell:
         spec: What was planned.
         record: What came of it; None = not finished.
         path: Where it was read, for messages.
+        curve: Test accuracy over the student's epochs, for plots; empty where nobody asked for it.
     """
 
     spec: RunSpec
     record: Record | None = None
     path: str = ""
+    curve: Curve = ()
 
     @property
     def status(self) -> CellStatus:
@@ -49,6 +52,10 @@ class Outcome:
         accuracy: Last-epoch test accuracy; None unless ok.
         score: What enters the mean: the accuracy, chance (100 / classes) if diverged, None otherwise.
         reason: Why a run is not ok, as its record says.
+        train_seconds: Time in training steps; None unless ok.
+        deployed_parameters: Scalars of the deployed module; None unless ok.
+        agreement: Agreement with the teacher in percent; None unless ok, or without a teacher.
+        curve: Test accuracy over the student's epochs; empty where nobody asked for it.
     """
 
     seed: int
@@ -58,6 +65,10 @@ class Outcome:
     reason: str
     run_id: str
     config_sha256: str
+    train_seconds: float | None = None
+    deployed_parameters: int | None = None
+    agreement: float | None = None
+    curve: Curve = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ class Row:
         deployed_parameters: Distinct values over the ok runs, ascending; normally one.
         agreement: Mean over the ok runs of the agreement with the teacher in percent.
         safe_seeds: Seeds whose runs had their safe retry, ascending.
+        distilled: Whether the method learns from teachers.
     """
 
     method: str
@@ -104,6 +116,7 @@ class Row:
     deployed_parameters: tuple[int, ...]
     agreement: float | None
     safe_seeds: tuple[int, ...] = ()
+    distilled: bool = True
 
     def count(self, status: CellStatus) -> int:
         """Return how many planned runs have a status."""
@@ -149,6 +162,11 @@ class Table:
     absent_baselines: tuple[str, ...]
     rows: tuple[Row, ...]
     environment: dict[str, tuple[str, ...]]
+
+    @property
+    def title(self) -> str:
+        """What tells the table from the others of its board."""
+        return f"{self.dataset.label}, {self.pair}, {self.anchor}, {self.division} division"
 
     @property
     def seeds(self) -> tuple[int, ...]:
