@@ -175,7 +175,30 @@ class Table:
 
 
 @dataclass(frozen=True)
+class MeanRanks:
+    """Ranks of methods over pairs.
+
+    Args:
+        pairs: Number of pairs, each with every method.
+        ranks: Each method with its mean rank; 1 is best.
+        together: Sets of methods that the test does not tell apart, none of them within another.
+        test: What was tested, and at which level.
+    """
+
+    pairs: int
+    ranks: tuple[tuple[str, float], ...]
+    together: tuple[tuple[str, ...], ...]
+    test: str
+
+
+@dataclass(frozen=True)
 class Leaderboard:
-    """All tables, by anchor, dataset, pair and division."""
+    """All tables, by anchor, dataset, pair and division.
+
+    Args:
+        tables: At least one.
+        ranks: Ranks over all pairs, where somebody computed them.
+    """
 
     tables: tuple[Table, ...]
+    ranks: MeanRanks | None = None

@@ -19,9 +19,17 @@ def notes(table: Table, quote: Quote = escape) -> list[str]:
         table: What it stands under.
         quote: How foreign text is made fit for the output; the default is for Markdown.
     """
+    return [*reading(table, quote), *circumstances(table, quote)]
+
+
+def reading(table: Table, quote: Quote = escape) -> list[str]:
+    """Return the part of the footer that says what the numbers are, and what they are not."""
+    return [*(note for group in groups(table) for note in group.notes(quote)), *_seeds(table)]
+
+
+def circumstances(table: Table, quote: Quote = escape) -> list[str]:
+    """Return the part of the footer that says what went wrong, and where the numbers come from."""
     return [
-        *(note for group in groups(table) for note in group.notes(quote)),
-        *_seeds(table),
         *_unfinished(table, quote),
         *_retried(table, quote),
         *_deviations(table, quote),
