@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from kdbench.leaderboard.columns import Column, columns
+from kdbench.leaderboard.details import Details
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.notes import circumstances, reading
 from kdbench.leaderboard.plots import Figure, board_figures, figures
@@ -89,7 +90,12 @@ def _row(row: Row, shown: tuple[Column, ...]) -> tuple[_Cell, ...]:
 def _cell(row: Row, column: Column) -> _Cell:
     value = column.sort(row)
     sort = f"{value:.6g}" if isinstance(value, float) else "" if value is None else plain(value)
-    return _Cell(plain(column.text(row)), sort, "\n".join(column.details(row)), column.right)
+    return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right)
+
+
+def _lines(details: Details) -> str:
+    """Return a line per seed, which the page's script puts its word before, and the further ones."""
+    return "\n".join([*(f"{seed}: {value}" for seed, value in details.seeds), *details.also])
 
 
 def _file(name: str) -> str:

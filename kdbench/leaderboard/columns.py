@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kdbench.leaderboard import details
+from kdbench.leaderboard.details import Details
 from kdbench.leaderboard.model import STATUSES, Gain, Row, Table
 from kdbench.leaderboard.text import accuracy, finished, gain, number, parameters, seconds
 from kdbench.stats import Summary
@@ -22,7 +23,7 @@ class Column:
         title: Its head, in plain text.
         text: What a row shows, in plain text.
         sort: By what rows are sorted; None comes last.
-        details: Lines behind the number: each seed with its value, and its status unless ok.
+        details: What lies behind it: each seed with its value, or its status.
         foreign: Whether ``text`` is somebody else's, so that an output must quote what is special in it.
         right: Whether it is aligned to the right, as numbers are.
     """
@@ -30,7 +31,7 @@ class Column:
     title: str
     text: Callable[[Row], str]
     sort: Callable[[Row], str | float | None]
-    details: Callable[[Row], tuple[str, ...]]
+    details: Callable[[Row], Details]
     foreign: bool = False
     right: bool = True
 

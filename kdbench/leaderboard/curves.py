@@ -12,7 +12,7 @@ from kdbench.leaderboard.model import Curve, Row
 from kdbench.records import EpochReport
 from kdbench.store import EPOCHS
 
-POINTS = 32  # per curve: more are not seen in a plot, and a page of a thousand rows stays small
+POINTS = 30  # per curve: more are not seen in a plot, and a page of a thousand rows stays small
 
 
 def read_curve(folder: Path) -> Curve:

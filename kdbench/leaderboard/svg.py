@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,7 +42,16 @@ def hint(text: object) -> str:
 
 def line(points: Iterable[tuple[float, float]]) -> str:
     """Return the path data of a polyline."""
-    return "M" + "L".join(f"{_short(x)} {_short(y)}" for x, y in points)
+    # In tenths and relative to one another: half the length, and no rounding error adds up.
+    places = [(round(10 * x), round(10 * y)) for x, y in points]
+    steps = [(x - a, y - b) for (a, b), (x, y) in itertools.pairwise(places)]
+    first = f"M{_pair(*places[0])}"
+    return f"{first}l{' '.join(_pair(*step) for step in steps)}" if steps else first
+
+
+def _pair(x: int, y: int) -> str:
+    """Return two numbers given in tenths."""
+    return f"{_short(x / 10)}{'' if y < 0 else ' '}{_short(y / 10)}"
 
 
 def dots(points: Iterable[tuple[float, float]]) -> str:

@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, svg.WIDTH - 8.0, 26.0, 226.0
 _WIDE = 10  # from this ratio of the highest to the lowest cost on, equal factors are equally far apart
 # Size 7 around a point; shapes as well as colours tell methods apart.
 _SHAPES = (
-    "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",
+    "h0",  # a line of no length with round ends
     "m-3-3h6v6h-6z",
     "m0-4l4 7h-8z",
     "m0-4.5l4.5 4.5l-4.5 4.5l-4.5-4.5z",
@@ -59,9 +59,10 @@ def _figure(table: Table, title: str, axis: str, cost: Callable[[Row], float | N
     across = svg.fitted(costs, _LEFT, _RIGHT, log=min(costs) > 0 and max(costs) > _WIDE * min(costs))
     up = svg.fitted([p.accuracy + sign * p.std for p in points for sign in (-1, 1)], _BOTTOM, _TOP)
     known = styles(table)
-    marks = (_mark(point, across(point.cost), up, known[point.row.method]) for point in points)
+    marks = [_mark(p, across(p.cost), up(p.accuracy), known[p.row.method]) for p in points]
     axes = svg.axis_below(across, _TOP, _BOTTOM, axis) + svg.axis_left(up, _LEFT, _RIGHT, "accuracy %")
-    picture = svg.picture(_BOTTOM + 34, title, axes, *marks, *_names(points, across, up))
+    errors, names = _errors(points, across, up), _names(points, across, up)
+    picture = svg.picture(_BOTTOM + 34, title, axes, errors, *marks, *names)
     shown = {point.row.method for point in points}
     text = "Lines: one standard deviation over seeds. Where names do not fit, point at a mark." + left_out(
         (row.method for row in table.rows if row.method not in shown), "diverged, or without this number"
@@ -69,15 +70,19 @@ def _figure(table: Table, title: str, axis: str, cost: Callable[[Row], float | N
     return Figure(title, picture, text)
 
 
-def _mark(point: _Point, x: float, up: svg.Scale, style: int | None) -> str:
-    row, y = point.row, up(point.accuracy)
+def _mark(point: _Point, x: float, y: float, style: int | None) -> str:
+    row, number = point.row, (style or 0) % len(_SHAPES)
     said = (
         f"{row.method}: {spread(row.scored)} %, {seconds(row.train_seconds)} s, {parameters(row.deployed_parameters)}"
     )
-    error = svg.line([(x, up(point.accuracy - point.std)), (x, up(point.accuracy + point.std))]) if point.std else ""
-    shape = f"M{x:.1f} {y:.1f}{_SHAPES[(style or 0) % len(_SHAPES)]}"
-    bar = svg.tag("path", class_="error", d=error) if error else ""
-    return svg.tag("g", svg.hint(said), bar, svg.tag("path", d=shape), class_=css_class(style))
+    look = f"{css_class(style)} {'shape' if number else 'dot'}"
+    return svg.tag("path", svg.hint(said), d=f"M{x:.1f} {y:.1f}{_SHAPES[number]}", class_=look)
+
+
+def _errors(points: list[_Point], across: svg.Scale, up: svg.Scale) -> str:
+    places = ((across(p.cost), up(p.accuracy - p.std), up(p.accuracy + p.std)) for p in points if p.std)
+    bars = "".join(svg.line([(x, low), (x, high)]) for x, low, high in places)
+    return svg.tag("path", class_="error", d=bars) if bars else ""
 
 
 def _names(points: list[_Point], across: svg.Scale, up: svg.Scale) -> list[str]:

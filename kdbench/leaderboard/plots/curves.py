@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from kdbench.leaderboard import svg
-from kdbench.leaderboard.curves import mean_curve
+from kdbench.leaderboard.curves import mean_curve, thinned
 from kdbench.leaderboard.model import Curve, Table
 from kdbench.leaderboard.plots.figure import Figure, css_class, drawable, left_out, styles
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 40.0, svg.WIDTH - 108.0, 26.0, 226.0, 12.0
+_GREY_POINTS = 12  # of a curve that is there for the whole, not to be followed
 
 
 def curve_figures(table: Table) -> tuple[Figure, ...]:
@@ -21,7 +22,7 @@ def curve_figures(table: Table) -> tuple[Figure, ...]:
     up = svg.fitted([value for curve in known.values() for _, value in curve], _BOTTOM, _TOP)
     look = styles(table)
     grey_first = sorted(known, key=lambda name: look[name] is not None)
-    lines = (_line(name, known[name], across, up, look[name]) for name in grey_first)
+    lines = (_line(name, _drawn(known[name], look[name]), across, up, look[name]) for name in grey_first)
     title = "Learning curves"
     axes = svg.axis_below(across, _TOP, _BOTTOM, "epoch of the student") + svg.axis_left(
         up, _LEFT, _RIGHT, "test accuracy %"
@@ -32,6 +33,10 @@ def curve_figures(table: Table) -> tuple[Figure, ...]:
     text = "Mean over the seeds that are ok; the last epoch is scored, none is chosen by this curve." + grey
     absent = (row.method for row in table.rows if row.method not in known)
     return (Figure(title, picture, text + left_out(absent, "diverged, or no epochs kept")),)
+
+
+def _drawn(curve: Curve, style: int | None) -> Curve:
+    return thinned(curve, _GREY_POINTS) if style is None else curve
 
 
 def _line(name: str, curve: Curve, across: svg.Scale, up: svg.Scale, style: int | None) -> str:

@@ -42,24 +42,25 @@ def forest(title: str, axis: str, arms: Sequence[Arm], marks: Sequence[float]) -
     values = [value for arm in arms for value in (arm.mean, *arm.seeds, *_ends(arm.interval))]
     scale = svg.fitted([*values, *marks], _LABELS, _RIGHT)
     bottom = _TOP + _STEP * len(arms)
-    edges = "".join(f"M{scale(mark):.1f} {_TOP}V{bottom}" for mark in marks)
-    lines = (_line(arm, _TOP + _STEP * (index + 0.5), scale) for index, arm in enumerate(arms))
+    ys = [_TOP + _STEP * (index + 0.5) for index in range(len(arms))]
+    placed = list(zip(arms, ys, strict=True))
+    edges = "".join(f"M{scale(mark):.1f} {_TOP:.0f}V{bottom:.0f}" for mark in marks)
+    bars = "".join(svg.line([(scale(a.interval.low), y), (scale(a.interval.high), y)]) for a, y in placed if a.interval)
+    # One path for all dots, and so on: a page of a thousand lines stays small.
+    paths = {
+        "mark": edges,
+        "ci": bars,
+        "dots": svg.dots((scale(value), y) for arm, y in placed for value in arm.seeds),
+        "mean": "".join(svg.line([(scale(arm.mean), y - 5), (scale(arm.mean), y + 5)]) for arm, y in placed),
+    }
+    drawn = (svg.tag("path", class_=name, d=data) for name, data in paths.items() if data)
     axes = svg.axis_below(scale, _TOP, bottom, axis)
-    return svg.picture(bottom + 34, title, axes, svg.tag("path", d=edges, class_="mark"), *lines)
+    return svg.picture(bottom + 34, title, axes, *drawn, *(_name(arm, y) for arm, y in placed))
 
 
-def _line(arm: Arm, y: float, scale: svg.Scale) -> str:
-    interval = arm.interval
-    bar = svg.line([(scale(interval.low), y), (scale(interval.high), y)]) if interval else None
+def _name(arm: Arm, y: float) -> str:
     name = svg.shortened(arm.name, _LABELS - 6)
-    return svg.tag(
-        "g",
-        svg.hint(arm.hint),
-        svg.label(_LABELS - 6, y, name, class_="end"),
-        svg.tag("path", class_="ci", d=bar) if bar else "",
-        svg.tag("path", class_="dots", d=svg.dots((scale(value), y) for value in arm.seeds)),
-        svg.tag("path", class_="mean", d=svg.line([(scale(arm.mean), y - 5), (scale(arm.mean), y + 5)])),
-    )
+    return svg.tag("text", svg.hint(arm.hint), svg.words(name), x=_LABELS - 6, y=y + 3.5, class_="end")
 
 
 def _ends(interval: Interval | None) -> tuple[float, ...]:

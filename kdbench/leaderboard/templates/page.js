@@ -105,7 +105,7 @@
   const part = (cell) => {
     const heads = cell.closest("table").tHead.rows[0].cells;
     const list = document.createElement("ul");
-    list.append(...cell.dataset.d.split("\n").map((line) => element("li", line)));
+    list.append(...cell.dataset.d.split("\n").map((line) => element("li", line.replace(/^\d+: /, "seed $&"))));
     return [element("h4", `${heads[cell.cellIndex].textContent}: ${cell.textContent}`), list];
   };
   const show = (cell, cells) => {
