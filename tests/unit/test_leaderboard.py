@@ -379,10 +379,9 @@ def test_write_makes_whole_files_with_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("formats", "message"),
     [
-        (["md", "html"], "--format: 'html' is not available yet; allowed: md, json, csv"),
-        (["latex"], "--format: 'latex' is not available yet; allowed: md, json, csv"),
-        (["md", "jsn"], "--format: unknown format 'jsn'. Did you mean 'json'? Allowed: md, json, csv"),
-        ([], "--format: none given; allowed: md, json, csv"),
+        (["md", "pdf"], "--format: unknown format 'pdf'. Allowed: md, html, json, csv, latex"),
+        (["md", "jsn"], "--format: unknown format 'jsn'. Did you mean 'json'? Allowed: md, html, json, csv, latex"),
+        ([], "--format: none given; allowed: md, html, json, csv, latex"),
     ],
 )
 def test_an_unknown_format_writes_nothing(tmp_path: Path, formats: list[str], message: str) -> None:
@@ -394,7 +393,7 @@ def test_an_unknown_format_writes_nothing(tmp_path: Path, formats: list[str], me
 def test_no_method_is_named_in_the_code() -> None:
     names = [module.name for module in pkgutil.iter_modules(kdbench.methods.__path__)]
     assert names
-    files = [*Path(kdbench.leaderboard.__path__[0]).glob("*.py"), Path(kdbench.__path__[0]) / "stats.py"]
+    files = [path for name in ("leaderboard", "stats") for path in (Path(kdbench.__path__[0]) / name).rglob("*.py")]
     for file in files:
         found = [name for name in names if re.search(rf"[\"'`]{re.escape(name)}[\"'`]", file.read_text())]
         assert not found, file
