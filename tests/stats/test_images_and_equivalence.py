@@ -59,7 +59,7 @@ def test_mcnemar_without_a_disagreement() -> None:
 
 @pytest.mark.parametrize("counts", [(-1, 2, 10), (6, 6, 10), (1, 1, 0)])
 def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="McNemar - counts .* 0 <= b"):
+    with pytest.raises(ValueError, match=r"McNemar - counts .* 0 <= b"):
         mcnemar(*counts)
     with pytest.raises(ValueError, match="accuracy - 11 of 10 images"):
         wilson(11, 10)
