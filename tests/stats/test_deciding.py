@@ -41,6 +41,14 @@ def dropped(table: Rows) -> None:
     del table["other"][4]
 
 
+def nothing(table: Rows) -> None:
+    """Leave the table as it is: the options are what speaks against a winner."""
+
+
+def twin(table: Rows) -> None:
+    table["twin"] = {s: v + 0.02 * (-1) ** s for s, v in table["best"].items()}
+
+
 def flat(table: Rows) -> None:
     table["best"] = {s: v + 1.5 for s, v in table["plain"].items()}
 
@@ -54,16 +62,16 @@ def flat(table: Rows) -> None:
         (lambda table: table.pop("plain"), {}, "baseline plain is missing"),
         (lambda table: table.update(plain=table["best"], best=table["plain"]), {}, "the best is the baseline plain"),
         (flat, {}, "no test over plain: zero variance"),
-        (lambda table: None, {"protocols": ["one", "two"]}, "2 different protocols"),
-        (lambda table: None, {"rope": 2.0}, "gain over plain below 2 pt"),
+        (nothing, {"protocols": ["one", "two"]}, "2 different protocols"),
+        (nothing, {"rope": 2.0}, "gain over plain below 2 pt"),
         (
-            lambda table: None,
+            nothing,
             {"se_crossed": {("best", "plain"): 0.9}},
             "gain over plain within the noise of the test images",
         ),
-        (lambda table: None, {"unstable": {"plain"}}, "no test over plain: unstable"),
+        (nothing, {"unstable": {"plain"}}, "no test over plain: unstable"),
         (
-            lambda table: table.update(twin={s: v + 0.02 * (-1) ** s for s, v in table["best"].items()}),
+            twin,
             {},
             "2 methods are not shown worse than the best",
         ),
@@ -83,7 +91,7 @@ def test_without_a_baseline_nobody_wins() -> None:
 
 
 def test_a_small_gain_has_its_reasons_and_the_set_its_mde() -> None:
-    found = decide_pair(rows(best=0.53), BASELINES)
+    found = decide_pair(rows(best=0.52, start=4), BASELINES)
     assert found.winner is None
     assert any(reason.startswith("gain over plain not significant (Holm p = ") for reason in found.reasons)
     assert {"best", "plain"} <= set(found.candidates)
@@ -150,12 +158,22 @@ def test_a_method_in_one_pair_only_is_left_out() -> None:
 def test_an_unstable_method_is_left_out() -> None:
     found = decide_overall(board(), DATASETS, unstable={"best"})
     assert found.left_out == ("best",)
-    assert found.winner is None
+    assert "best" not in {found.winner, found.leader}
 
 
 def shift(pair: str, by: float) -> Callable[[dict[str, dict[str, dict[int, float]]]], None]:
     def change(table: dict[str, dict[str, dict[int, float]]]) -> None:
         table["best"][pair] = {s: v + by for s, v in table["best"][pair].items()}
+
+    return change
+
+
+def like_best(less: float, *, even: bool = False) -> Callable[[dict[str, dict[str, dict[int, float]]]], None]:
+    """Make another method the best one but for a little: always as much less, or more and less in turn."""
+
+    def change(table: dict[str, dict[str, dict[int, float]]]) -> None:
+        for pair, runs in table["best"].items():
+            table["other"][pair] = {s: v - less * (1 if even else (-1) ** s) for s, v in runs.items()}
 
     return change
 
@@ -167,15 +185,11 @@ def shift(pair: str, by: float) -> Callable[[dict[str, dict[str, dict[int, float
         (lambda table: table["best"].update(p2={0: 80.0}), "1 of 5 seeds in common with alone on some pair"),
         (lambda table: table["best"].update(p2={9: 80.0}), "0 of 5 seeds in common with alone on some pair"),
         (
-            lambda table: table["other"].update(
-                {p: {s: v - 0.01 * (-1) ** s for s, v in r.items()} for p, r in table["best"].items()}
-            ),
+            like_best(0.01),
             "not shown better than other (Holm p = ",
         ),
         (
-            lambda table: table["other"].update(
-                {p: {s: v - 0.5 for s, v in r.items()} for p, r in table["best"].items()}
-            ),
+            like_best(0.5, even=True),
             "no test against other: zero variance",
         ),
     ],
