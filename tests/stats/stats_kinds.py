@@ -19,7 +19,7 @@ from kdbench import stats
 Case = Mapping[str, Any]
 Adapter = Callable[[Case, Case, Case], dict[str, Any]]
 KINDS: dict[str, Adapter] = {}
-BOOTSTRAPS = 100_000
+BOOTSTRAPS = 200_000
 
 
 def kind(function: Adapter) -> Adapter:

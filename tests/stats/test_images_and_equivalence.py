@@ -59,16 +59,16 @@ def test_mcnemar_without_a_disagreement() -> None:
 
 @pytest.mark.parametrize("counts", [(-1, 2, 10), (6, 6, 10), (1, 1, 0)])
 def test_impossible_counts_are_refused(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="McNemar - counts .* 0 <= b"):
+    with pytest.raises(ValueError, match=r"McNemar - counts .* 0 <= b"):
         mcnemar(*counts)
-    with pytest.raises(ValueError, match="accuracy - 11 of 10 images"):
+    with pytest.raises(ValueError, match=r"accuracy - 11 of 10 images"):
         wilson(11, 10)
-    with pytest.raises(ValueError, match="disagreement - 1.5"):
+    with pytest.raises(ValueError, match=r"disagreement - 1.5"):
         disagreement_se(1.5, 10)
 
 
 def test_crossed_error_by_hand() -> None:
-    # Rows 1 0 / 1 -1 / 0 0... here 2 x 2: mean .25, row means .5, 0, column means 1, -.5.
+    # Mean .25, row means .5 and 0, column means 1 and -.5.
     found = crossed_error([[1, 0], [1, -1]])
     assert found.mean == 0.25
     assert found.ms_seed == pytest.approx(2 * (0.25**2 + 0.25**2))
@@ -92,7 +92,7 @@ def test_crossed_error_is_the_errors_of_the_means() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 10), (5, 1), (10,)])
 def test_crossed_error_needs_two_of_each(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="crossed error - shape .* two of each"):
+    with pytest.raises(ValueError, match=r"crossed error - shape .* two of each"):
         crossed_error(np.zeros(shape))
 
 
@@ -118,11 +118,11 @@ def test_equivalence_needs_a_spread_and_a_rope() -> None:
     assert tost([0.1]).reason == "one seed"
     assert t_posterior([0.1, 0.1]).reason == "zero variance"
     assert t_posterior([0.1]).inside is None
-    with pytest.raises(ValueError, match="rope - 0 - must be > 0"):
+    with pytest.raises(ValueError, match=r"rope - 0 - must be > 0"):
         tost(D, 0)
-    with pytest.raises(ValueError, match="rope - -1 - must be >= 0"):
+    with pytest.raises(ValueError, match=r"rope - -1 - must be >= 0"):
         bayes_signed_rank(D, -1)
-    with pytest.raises(ValueError, match="value nan"):
+    with pytest.raises(ValueError, match=r"value nan"):
         t_posterior([0.1, math.nan])
 
 
