@@ -166,12 +166,17 @@ def _step(rough: float) -> float:
 
 
 def _said(ticks: tuple[float, ...]) -> list[str]:
-    """Return the values with the decimals that tell them apart; thousands and millions are short."""
+    """Return the values with the decimals that tell them apart; round thousands and millions are short."""
     largest = max(map(abs, ticks), default=0.0)
-    unit, sign = next(((u, s) for u, s in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * u / 2), (1.0, ""))
-    scaled = [value / unit for value in ticks]
-    digits = next((d for d in range(6) if len({round(v, d) for v in scaled}) == len(scaled) and _exact(scaled, d)), 6)
-    return [f"{value + 0.0:.{digits}f}{sign if value else ''}".replace("-", "\u2212") for value in scaled]
+    units = ((unit, sign) for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 5 * unit)
+    unit, sign = next((each for each in units if _digits(ticks, each[0]) < 2), (1.0, ""))
+    said = (f"{value / unit + 0.0:,.{_digits(ticks, unit)}f}{sign if value else ''}" for value in ticks)
+    return [text.replace("-", "\u2212") for text in said]
+
+
+def _digits(values: tuple[float, ...], unit: float) -> int:
+    """Return how many decimals the values need in a unit."""
+    return next((count for count in range(7) if _exact([value / unit for value in values], count)), 7)
 
 
 def _exact(values: list[float], digits: int) -> bool:

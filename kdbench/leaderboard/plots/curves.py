@@ -8,6 +8,7 @@ from kdbench.leaderboard.model import Curve, Table
 from kdbench.leaderboard.plots.figure import Figure, css_class, drawable, left_out, styles
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 40.0, svg.WIDTH - 108.0, 26.0, 226.0, 12.0
+_LONG = 30  # epochs
 _GREY_POINTS = 12  # of a curve that is there for the whole, not to be followed
 
 
@@ -17,8 +18,8 @@ def curve_figures(table: Table) -> tuple[Figure, ...]:
     known = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not known:
         return ()
-    epochs = [epoch for curve in known.values() for epoch, _ in curve]
-    across = svg.Scale(min(epochs), max(epochs), _LEFT, _RIGHT)
+    start, known = _later(known)
+    across = svg.Scale(start, max(epoch for curve in known.values() for epoch, _ in curve), _LEFT, _RIGHT)
     up = svg.fitted([value for curve in known.values() for _, value in curve], _BOTTOM, _TOP)
     look = styles(table)
     grey_first = sorted(known, key=lambda name: look[name] is not None)
@@ -30,9 +31,19 @@ def curve_figures(table: Table) -> tuple[Figure, ...]:
     ends = {name: up(known[name][-1][1]) for name in known if look[name] is not None}
     picture = svg.picture(_BOTTOM + 34, title, axes, *lines, *_names(ends, look))
     grey = " Grey: the other methods; point at a line for its name." if None in map(look.get, known) else ""
-    text = "Mean over the seeds that are ok; the last epoch is scored, none is chosen by this curve." + grey
+    cut = f" From epoch {start} on, so that the ends can be told apart." if start > 1 else ""
+    text = "Mean over the seeds that are ok; the last epoch is scored, none is chosen by this curve." + cut + grey
     absent = (row.method for row in table.rows if row.method not in known)
     return (Figure(title, picture, text + left_out(absent, "diverged, or no epochs kept")),)
+
+
+def _later(curves: dict[str, Curve]) -> tuple[int, dict[str, Curve]]:
+    """Return the first epoch to be shown, and the curves from it on; only long trainings lose their first fifth."""
+    first, last = min(curve[0][0] for curve in curves.values()), max(curve[-1][0] for curve in curves.values())
+    start = first if last - first < _LONG else first + (last - first) // 5
+    later = {name: tuple(point for point in curve if point[0] >= start) for name, curve in curves.items()}
+    kept = {name: curve for name, curve in later.items() if len(curve) > 1}
+    return min(curve[0][0] for curve in kept.values()), kept
 
 
 def _drawn(curve: Curve, style: int | None) -> Curve:
