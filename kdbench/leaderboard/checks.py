@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from kdbench.leaderboard.model import Cell
@@ -41,6 +41,25 @@ def cell_problems(cell: Cell) -> list[str]:
     if record.status == "diverged" and record.classes < 1:
         return [f"{cell.label}: {record.classes} classes; a diverged run is scored at 100 / classes; run it again"]
     return []
+
+
+def anchor_problems(groups: Mapping[tuple[str, str, str], Sequence[Cell]]) -> list[str]:
+    """Return why groups under one anchor label are not of one protocol; differences within a group are its own.
+
+    Args:
+        groups: Cells of each anchor label, dataset label and pair.
+    """
+    found = []
+    for label in sorted({key[0] for key in groups}):
+        pure = [cells for key, cells in groups.items() if key[0] == label and len(_anchors(cells)) == 1]
+        values = [(cell, cell.spec.anchor.sha256) for cells in pure for cell in cells]
+        remedy = "pairs of different protocols cannot be in one board: leave one group out, or run it again"
+        found.append(_two(label, "anchors of one name (sha256)", values, remedy))
+    return [problem for problem in found if problem]
+
+
+def _anchors(cells: Iterable[Cell]) -> set[str]:
+    return {cell.spec.anchor.sha256 for cell in cells}
 
 
 def group_problems(where: str, cells: Sequence[Cell]) -> list[str]:

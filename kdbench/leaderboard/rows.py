@@ -60,6 +60,7 @@ def _outcome(cell: Cell) -> Outcome:
         deployed_parameters=ok.cost.deployed_parameters if ok and ok.cost else None,
         agreement=ok.agreement_with_teacher if ok else None,
         curve=cell.curve,
+        cost=ok.cost if ok else None,
     )
 
 

@@ -102,10 +102,10 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     finite(values, "values")
     if len(set(values)) < 2:
         return None
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     summary = mean_std(values)
-    half = float(t.ppf((1 + confidence) / 2, summary.n - 1)) * standard_error(values)
+    half = float(stdtrit(summary.n - 1, (1 + confidence) / 2)) * standard_error(values)
     return Interval(summary.mean - half, summary.mean + half, confidence)
 
 

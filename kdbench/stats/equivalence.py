@@ -127,7 +127,8 @@ def bayes_signed_rank(
     low = ((weights @ below) * weights).sum(axis=1)
     middle = 1 - high - low if rope > 0 else np.full(draws, -1.0)
     likeliest = np.bincount(np.argmax([low, middle, high], axis=0), minlength=3)
-    return Posterior(*(int(count) / draws for count in likeliest), reason="")
+    below, inside, over = (int(count) / draws for count in likeliest)
+    return Posterior(below, inside, over)
 
 
 def _check_rope(rope: float, *, zero: bool = False) -> None:
