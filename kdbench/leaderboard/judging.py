@@ -1,4 +1,4 @@
-"""What one table supports: corrected p, stars, the set of the best, tie groups, and a winner or the reasons for none."""
+"""What one table supports: corrected p, stars, the set of the best, tie groups, and a winner or why there is none."""
 
 from __future__ import annotations
 
@@ -195,4 +195,5 @@ def _rho(scores: Mapping[str, Mapping[int, float]], unstable: set[str]) -> float
     varied = values[np.ptp(values, axis=1) > 0] if values.size else values
     if len(varied) < 2 or values.shape[1] < LEAST_FOR_SPREAD:
         return None
-    return float(np.median(np.corrcoef(varied)[np.triu_indices(len(varied), 1)]))
+    correlations = np.asarray(np.corrcoef(varied))
+    return float(np.median(correlations[np.triu_indices(len(varied), 1)]))

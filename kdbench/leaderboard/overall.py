@@ -22,6 +22,7 @@ from kdbench.stats import (
     bayes_signed_rank,
     borda,
     decide_overall,
+    differences_by_pair,
     gap_closed,
     holm,
     iqm,
@@ -255,7 +256,7 @@ def _shared(tables: Sequence[Table]) -> tuple[str, ...]:
     """Return what several pairs have in common, so that they are fewer independent cases than they seem."""
     kinds = {
         "dataset": [table.dataset.label for table in tables],
-        "student": [table.student_backbone for table in tables],
+        "trained network": [table.student_backbone for table in tables],
         "teacher": [teacher.name for table in tables for teacher in table.teachers],
     }
     return tuple(
