@@ -26,7 +26,16 @@ from kdbench.cli.main import State
 def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
     """Write tables and a page from the records under RUNS (default: runs) and print the Markdown table."""
     from kdbench.errors import ConfigError
-    from kdbench.leaderboard import CURVES, build, check_formats, publish, read_cells, to_markdown, write
+    from kdbench.leaderboard import (
+        CURVES,
+        build,
+        check_formats,
+        publish,
+        read_answers,
+        read_cells,
+        to_markdown,
+        write,
+    )
     from kdbench.store import RunStore
 
     wanted = names(formats)
@@ -40,10 +49,10 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     columns = [method.name for method in baselines]
     curves = not set(wanted).isdisjoint(CURVES)
-    board = build(read_cells(found, curves=curves), columns)
+    board = build(read_cells(found, curves=curves), columns, answers=read_answers)
     if records:  # the tables are then made from the copies, so that anyone gets the same bytes
         copies = publish([run for run, _ in found], out).runs()
-        board = build(read_cells(copies, curves=curves), columns)
+        board = build(read_cells(copies, curves=curves), columns, answers=read_answers)
     paths = write(board, out, wanted)
     click.echo(to_markdown(board))
     for path in paths:

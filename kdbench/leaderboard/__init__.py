@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdbench.leaderboard.answers import read_answers
 from kdbench.leaderboard.as_csv import to_csv
 from kdbench.leaderboard.as_html import to_html
 from kdbench.leaderboard.as_json import to_json
@@ -21,6 +22,7 @@ __all__ = [
     "build",
     "check_formats",
     "publish",
+    "read_answers",
     "read_cells",
     "to_csv",
     "to_html",

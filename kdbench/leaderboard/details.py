@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdbench.leaderboard.model import Gain, Outcome, Row
-from kdbench.leaderboard.text import number, parameters, plain, ranges, seconds
+from kdbench.leaderboard.text import number, parameters, plain, probability, ranges, seconds
+from kdbench.records import Cost
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,22 @@ def differences(row: Row, gain: Gain) -> Details:
     known = dict(zip(difference.seeds, difference.values, strict=True))
     seeds = ((o.seed, number(known[o.seed], signed=True) if o.seed in known else "not in both") for o in row.outcomes)
     return Details(tuple(seeds), (f"n = {difference.n}, sd {number(difference.std)}",))
+
+
+def test(gain: Gain) -> Details:
+    """Return the paired t test behind a corrected p, and why nothing may be claimed of it."""
+    difference = gain.difference
+    if difference is None:
+        return Details()
+    t, p = difference.t, difference.p
+    tested = f"t = {number(t)}, {difference.n - 1} degrees of freedom, p = {probability(p)} before correction"
+    found = tested if p is not None else f"no test: {difference.reason}"
+    return Details(also=(found, *((f"not to be claimed: {gain.unclaimed}",) if gain.unclaimed else ())))
+
+
+def costs(row: Row, value: Callable[[Cost], str]) -> Details:
+    """Return one part of the costs of each seed."""
+    return _by_seed(row, lambda outcome: None if outcome.cost is None else value(outcome.cost))
 
 
 def reasons(row: Row) -> Details:

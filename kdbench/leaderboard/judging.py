@@ -57,8 +57,8 @@ def judge(
     Source:
         Statistics specification, sections 2, 3, 5, 6 and 8.
     """
-    part = [row for row in rows if any(outcome.status != "skipped" for outcome in row.outcomes)]
-    outside = tuple(row.method for row in rows if row not in part)
+    outside = tuple(row.method for row in rows if row.count("skipped") == row.planned)
+    part = [row for row in rows if row.method not in outside]
     if division == "open":
         silent = BoldSet(None, (), "", 0, reason=OPEN)
         return [_without_claims(row, answers) for row in rows], Judgement(silent, Decision(None, (), (OPEN,), None))
@@ -80,11 +80,21 @@ def judge(
         for row in rows
     ]
     families = tuple((name, sum(row.method != name for row in part)) for name in baselines)
-    missing = sum(gain.star and gain.se_test is None for row in judged for gain in row.gains)
-    size = len(part) - 1
     return judged, Judgement(
-        best, decision, families, planned, outside, std, _advice(anova, size), _rho(scores, unstable), missing
+        best=best,
+        decision=decision,
+        families=families,
+        planned=planned,
+        outside=outside,
+        std=_std(anova),
+        advice=_advice(anova, len(part) - 1),
+        rho=_rho(scores, unstable),
+        unanswered=sum(_unanswered(gain) for row in judged for gain in row.gains),
     )
+
+
+def _unanswered(gain: Gain) -> bool:
+    return gain.se_test is None and gain.difference is not None and gain.difference.interval is not None
 
 
 def _gains(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -66,9 +66,9 @@ def _overview(tables: Sequence[Table]) -> Overview:
     rows = [_row(method, kept[method], gains, order, tables) for method in kept]
     scores = {method: {pair: row.scores for pair, row in rows.items()} for method, rows in kept.items()}
     overall = decide_overall(scores, datasets, unstable=unstable)
-    short = _incomplete(kept, tuple(datasets))
-    if short and overall.winner:
-        overall = replace(overall, winner=None, general=False, reasons=(*overall.reasons, *short))
+    against = [*_incomplete(kept, tuple(datasets)), *_without_baseline(tables, baselines, overall.leader)]
+    if against:
+        overall = replace(overall, winner=None, general=False, reasons=(*overall.reasons, *against))
     return Overview(
         anchor=tables[0].anchor,
         anchor_sha256=tables[0].anchor_sha256,
@@ -250,6 +250,15 @@ def _incomplete(methods: Mapping[str, ByPair], pairs: Sequence[str]) -> tuple[st
         for method, rows in methods.items()
         if not _unstable(rows) and any(pair in rows and len(rows[pair].scores) < rows[pair].planned for pair in pairs)
     )
+
+
+def _without_baseline(tables: Sequence[Table], baselines: tuple[str, ...], leader: str | None) -> Iterator[str]:
+    absent = dict.fromkeys(name for table in tables for name in table.absent_baselines)
+    yield from (f"baseline {name} is missing on some pair" for name in absent)
+    if not baselines:
+        yield "no baseline"
+    if leader in baselines:
+        yield f"the best is the baseline {leader}"
 
 
 def _shared(tables: Sequence[Table]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.leaderboard import Cell, build, to_json, to_markdown
+from kdbench.leaderboard import Cell, build, read_answers, to_json, to_markdown
 from kdbench.registry import Registry
 from kdbench.store import RunStore
 
@@ -22,7 +22,8 @@ def test_rebuilding_gives_the_same_tables(folder: Path, registry: Registry) -> N
     runs = RunStore(folder / "runs").runs()
     assert runs
     baselines = sorted((m for m in registry.methods.values() if m.baseline), key=lambda m: m.uses_teacher)
-    board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in runs], [m.name for m in baselines])
+    cells = [Cell(spec, run.peek(), str(run.path)) for run, spec in runs]
+    board = build(cells, [m.name for m in baselines], answers=read_answers)
     assert to_markdown(board) == (folder / "leaderboard.md").read_text(encoding="utf-8")
     assert to_json(board) == (folder / "leaderboard.json").read_text(encoding="utf-8")
 
