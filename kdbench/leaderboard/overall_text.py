@@ -146,8 +146,8 @@ def _reading(view: Overview, quote: Quote) -> Iterator[str]:
     if view.general:
         yield (
             "On pairs that were not run: one value a pair, its mean over seeds: t interval over pairs; exact Wilcoxon "
-            f"p after Holm; posterior probabilities of a gain above and within ±{number(view.rope)} pt (ROPE) on another "
-            "pair, a claim from 0.95 on."
+            f"p after Holm; posterior probabilities of a gain above and within ±{number(view.rope)} pt (ROPE) on "
+            "another pair, a claim from 0.95 on."
         )
 
 
