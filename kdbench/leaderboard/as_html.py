@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from dataclasses import dataclass
 from importlib import resources
 
@@ -56,6 +57,7 @@ def to_html(board: Leaderboard) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["plain"] = plain
     style, script = _file("page.css"), _file("page.js")
     return environment.get_template("page.html").render(
         compared=plain(compared(board)),
@@ -89,7 +91,10 @@ def _row(row: Row, shown: tuple[Column, ...]) -> tuple[_Cell, ...]:
 
 def _cell(row: Row, column: Column) -> _Cell:
     value = column.sort(row)
-    sort = f"{value:.6g}" if isinstance(value, float) else "" if value is None else plain(value)
+    if isinstance(value, float):
+        sort = f"{value:.6g}" if math.isfinite(value) else ""
+    else:
+        sort = "" if value is None else plain(value)
     return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right)
 
 

@@ -136,6 +136,14 @@ def test_curves_end_at_the_score_and_are_grey_after_the_eighth() -> None:
     assert len(shown(picture)) - len([t for t in shown(picture) if not t.startswith(("method", "alone", "plain"))]) == 8
 
 
+def test_curves_of_few_points_are_shown_whole() -> None:
+    cells = [replace(madeup.cell("m", 0, 70.0), curve=((1, 10.0), (240, 70.0))), *madeup.arm("n", 71.0, curve=True)]
+    (table,) = build(cells, ()).tables
+    figure, picture = one(table, "Learning curves")
+    assert "From epoch" not in figure.text
+    assert len([node for node in picture.iter("path") if node.find("title") is not None]) == 2
+
+
 def ranks(pairs: int) -> Leaderboard:
     values = (("b", 2.5), ("a", 1.2), ("c", 2.3))
     return replace(madeup.small(), ranks=MeanRanks(pairs, values, (("b", "c"),), "Wilcoxon with Holm, 5 %"))
