@@ -122,13 +122,17 @@
     box.hidden = true;
     pinned = null;
   };
-  document.addEventListener("mouseover", (event) => {
-    const cell = event.target.closest("[data-d]");
-    if (cell && !pinned) show(cell, [cell]);
+  // Fingers only tap: a phone that sees something appear under the pointer would keep the tap to itself.
+  const hovered = (event) => event.pointerType === "mouse" && !pinned && event.target.closest("[data-d]");
+  document.addEventListener("pointerover", (event) => {
+    const cell = hovered(event);
+    if (cell) show(cell, [cell]);
   });
-  document.addEventListener("mouseout", (event) => {
-    if (!pinned && event.target.closest("[data-d]")) hide();
+  document.addEventListener("pointerout", (event) => {
+    if (hovered(event)) hide();
   });
+  // Safari on a phone sends taps on cells only where something above them, but below the body, listens.
+  document.querySelector("main").addEventListener("click", () => {});
   document.addEventListener("click", (event) => {
     if (box.contains(event.target)) return;
     const cell = event.target.closest("[data-d]");
