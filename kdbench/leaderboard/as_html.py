@@ -66,7 +66,7 @@ def to_html(board: Leaderboard) -> str:
         markup=Markup,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        policy=Markup(f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"),
     )
 
 
