@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 
+from kdbench.leaderboard.claims_text import ALIGN, HEADERS, TITLE, claim_cells, claim_notes
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.details import Details
 from kdbench.leaderboard.model import Leaderboard, Row, Table
@@ -38,6 +39,8 @@ class _Section:
     reading: tuple[str, ...]
     circumstances: tuple[str, ...]
     figures: tuple[Figure, ...]
+    claims: tuple[list[str], ...]
+    claim_notes: tuple[str, ...]
 
 
 def to_html(board: Leaderboard) -> str:
@@ -63,6 +66,8 @@ def to_html(board: Leaderboard) -> str:
         compared=plain(compared(board)),
         sections=[_section(index, table) for index, table in enumerate(board.tables, 1)],
         figures=board_figures(board),
+        claim_title=TITLE,
+        claim_heads=tuple(zip(HEADERS, ALIGN, strict=True)),
         markup=Markup,
         style=Markup(style),
         script=Markup(script),
@@ -82,6 +87,8 @@ def _section(index: int, table: Table) -> _Section:
         reading=tuple(reading(table, quote=plain)),
         circumstances=tuple(circumstances(table, quote=plain)),
         figures=figures(table),
+        claims=tuple(claim_cells(claim, quote=plain) for claim in table.claims.shown),
+        claim_notes=tuple(claim_notes(table.claims, quote=plain)),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from kdbench.leaderboard.claims_text import claims_markdown
 from kdbench.leaderboard.columns import columns
 from kdbench.leaderboard.model import Leaderboard, Table
 from kdbench.leaderboard.notes import notes
@@ -16,7 +17,8 @@ def to_markdown(board: Leaderboard) -> str:
 
 
 def _section(table: Table) -> str:
-    return f"## {escape(table.title)}\n\n{_grid(table)}\n\n" + "\n".join(f"- {note}" for note in notes(table))
+    footer = "\n".join(f"- {note}" for note in notes(table))
+    return f"## {escape(table.title)}\n\n{_grid(table)}\n\n{footer}{claims_markdown(table.claims)}"
 
 
 def _grid(table: Table) -> str:

@@ -14,7 +14,7 @@
     field.value = text;
     field.dispatchEvent(new Event("input", { bubbles: true }));
     return {
-      rows: all("tbody tr").filter((row) => !row.hidden && !row.closest("section").hidden).length,
+      rows: all(".board tbody tr").filter((row) => !row.hidden && !row.closest("section").hidden).length,
       sections: all("section.table").filter((section) => !section.hidden).map((section) => section.id),
       said: document.getElementById("found").textContent,
       nothing: !document.getElementById("none").hidden,

@@ -14,6 +14,7 @@ import madeup
 import pytest
 
 from kdbench.leaderboard import build, columns, to_csv, to_html, to_latex, to_markdown
+from kdbench.leaderboard.claim_files import ClaimFile
 from kdbench.leaderboard.columns import Column, Group
 from kdbench.leaderboard.details import Details
 from kdbench.leaderboard.summary import compared, statement
@@ -120,7 +121,7 @@ def test_it_begins_with_what_was_compared_and_what_that_supports() -> None:
         "Highest mean: fancy, 73.20 % over 3 seeds; +1.03 [-1.05, +3.12] points over plain (interval for this "
         "comparison alone). Nothing is claimed: no test was made, and being first by mean is no win."
     )
-    places = [text.index(part) for part in ("<h1>", "3 methods (", "Highest mean", "<main>", "<table>", "<svg")]
+    places = [text.index(part) for part in ("<h1>", "3 methods (", "Highest mean", "<main>", "<table", "<svg")]
     assert places == sorted(places)
 
 
@@ -175,3 +176,44 @@ def test_a_new_column_appears_in_every_output(monkeypatch: pytest.MonkeyPatch) -
     assert r"& 0.5 \& more" in latex
     assert r"p: of a\textbar{}b." in latex
     assert to_csv(board).splitlines()[0].split(",")[19] == "p"
+
+
+def claims(**changes: object) -> ClaimFile:
+    return ClaimFile.model_validate(
+        {
+            "name": "Paper",
+            "source": {"title": "A <i>paper</i> & more_of it", "url": "https://example.org/p"},
+            "anchor": "proto",
+            "anchor_sha256": madeup.ANCHOR.sha256,
+            "epochs": madeup.EPOCHS,
+            "dataset": "toy",
+            "epoch_rule": "last",
+            "rows": [{"pair": "duo", "teacher": 79.5, "accuracies": {"fancy": 73.5}}],
+        }
+        | changes
+    )
+
+
+def test_published_accuracies_have_a_table_of_their_own() -> None:
+    cells = [*madeup.arm("alone", 70.0, 71.0, 72.0), *madeup.arm("fancy", 73.0, 73.0, 73.6)]
+    board = build(cells, madeup.BASELINES, [claims()])
+    text, latex = to_html(board), to_latex(board)
+    assert '<h3 id="t1-c">Claimed and reproduced</h3>' in text
+    assert "A &lt;i&gt;paper&lt;/i&gt; &amp; more_of it, https://example.org/p" in text
+    page = Page(text)
+    cells_of_it = [shown for _, shown in page.named("td")][-8:]
+    assert cells_of_it == ["73.50", "Paper", "last", "n/a", "73.20 [72.34, 74.06]", "3", "-0.30", "within"]
+    assert [given.get("class") for given, _ in page.named("table")] == ["board", None]  # no sorting, no filter
+    row = r"fancy & 73.50 & Paper & last & n/a & 73.20 {[}72.34, 74.06{]} & 3 & $-$0.30 & within \\"
+    assert row in latex
+    assert r"\label{tab:claimed-1}" in latex
+    assert r"A \textless{}i\textgreater{}paper\textless{}/i\textgreater{} \& more\_of it" in latex
+
+
+def test_withheld_claims_are_said_and_have_no_table() -> None:
+    board = build(madeup.arm("fancy", 73.0), madeup.BASELINES, [claims(anchor_sha256="0" * 64)])
+    (reason,) = board.tables[0].claims.withheld
+    assert any(f"but {reason}: none of them is shown." in text for _, text in Page(to_html(board)).named("li"))
+    assert to_html(board).count("<table") == 1
+    assert f"but {reason}: none" in to_latex(board)
+    assert to_latex(board).count(r"\begin{table}") == 1

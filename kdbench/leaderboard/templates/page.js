@@ -53,7 +53,7 @@
     if (direction) known.sort(compare(numeric, direction === "ascending" ? 1 : -1));
     body.append(...known.map(({ row }) => row));
   };
-  for (const table of all(document, "table")) {
+  for (const table of all(document, "table.board")) {
     const body = table.tBodies[0];
     const given = Array.from(body.rows);
     const heads = Array.from(table.tHead.rows[0].cells);
@@ -73,7 +73,7 @@
   const sections = all(document, "section.table").map((section) => ({
     section,
     words: section.dataset.words.toLowerCase(),
-    rows: all(section, "tbody tr").map((row) => ({ row, name: row.cells[0].textContent.toLowerCase() })),
+    rows: all(section, ".board tbody tr").map((row) => ({ row, name: row.cells[0].textContent.toLowerCase() })),
     link: document.querySelector(`nav a[href="#${section.id}"]`),
   }));
   const total = sections.reduce((sum, { rows }) => sum + rows.length, 0);
