@@ -11,33 +11,35 @@ from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.text import plain
 
 _FORMULA = ("=", "+", "-", "@")
-Line = tuple[dict[str, Value], dict[str, Value]]  # the fields every board has, and those that depend on the board
+Fields = dict[str, Value]
+Line = tuple[Fields, Fields, Fields]  # those of every board, those that depend on its baselines, those on its claims
 
 
 def to_csv(board: Leaderboard) -> str:
     """Return the board as CSV; what is unknown is empty, and text a spreadsheet would run is quoted with ``'``."""
     by = claim_names(board)
     lines = [_line(table, row, by) for table in board.tables for row in table.rows]
-    names = list(dict.fromkeys(name for part in (0, 1) for line in lines for name in line[part]))
+    names = list(dict.fromkeys(name for part in range(3) for line in lines for name in line[part]))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_safe(name) for name in names])
-    writer.writerows([_safe((fixed | varying).get(name)) for name in names] for fixed, varying in lines)
+    writer.writerows([_safe((a | b | c).get(name)) for name in names] for a, b, c in lines)
     return file.getvalue()
 
 
-def _line(table: Table, row: Row, sources: list[str]) -> Line:
-    fixed: dict[str, Value] = {
+def _line(table: Table, row: Row, by: list[str]) -> Line:
+    fixed: Fields = {
         "anchor": table.anchor,
         "anchor_sha256": table.anchor_sha256,
         "dataset": table.dataset.label,
         "pair": table.pair,
         "division": table.division,
     }
-    varying: dict[str, Value] = {}
+    varying: Fields = {}
     for group in groups(table):
         (varying if group.varies else fixed).update(group.fields(row))
-    return fixed, varying | claim_columns(table.claims, row.method, sources)
+    claimed: Fields = {**claim_columns(table.claims, row.method, by)}
+    return fixed, varying, claimed
 
 
 def _safe(value: Value) -> Value:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from dataclasses import dataclass
 from importlib import resources
 
+from kdbench.leaderboard.claims_text import ALIGN, HEADERS, TITLE, claim_cells, claim_notes
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.details import Details
 from kdbench.leaderboard.model import Leaderboard, Row, Table
@@ -37,6 +39,8 @@ class _Section:
     reading: tuple[str, ...]
     circumstances: tuple[str, ...]
     figures: tuple[Figure, ...]
+    claims: tuple[list[str], ...]
+    claim_notes: tuple[str, ...]
 
 
 def to_html(board: Leaderboard) -> str:
@@ -56,15 +60,18 @@ def to_html(board: Leaderboard) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["plain"] = plain
     style, script = _file("page.css"), _file("page.js")
     return environment.get_template("page.html").render(
         compared=plain(compared(board)),
         sections=[_section(index, table) for index, table in enumerate(board.tables, 1)],
         figures=board_figures(board),
+        claim_title=TITLE,
+        claim_heads=tuple(zip(HEADERS, ALIGN, strict=True)),
         markup=Markup,
         style=Markup(style),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        policy=Markup(f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"),
     )
 
 
@@ -80,6 +87,8 @@ def _section(index: int, table: Table) -> _Section:
         reading=tuple(reading(table, quote=plain)),
         circumstances=tuple(circumstances(table, quote=plain)),
         figures=figures(table),
+        claims=tuple(claim_cells(claim, quote=plain) for claim in table.claims.shown),
+        claim_notes=tuple(claim_notes(table.claims, quote=plain)),
     )
 
 
@@ -89,7 +98,10 @@ def _row(row: Row, shown: tuple[Column, ...]) -> tuple[_Cell, ...]:
 
 def _cell(row: Row, column: Column) -> _Cell:
     value = column.sort(row)
-    sort = f"{value:.6g}" if isinstance(value, float) else "" if value is None else plain(value)
+    if isinstance(value, float):
+        sort = f"{value:.6g}" if math.isfinite(value) else ""
+    else:
+        sort = "" if value is None else plain(value)
     return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right)
 
 

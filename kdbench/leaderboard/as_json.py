@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pydantic import JsonValue
 
 from kdbench.leaderboard.claims_text import NEVER
-from kdbench.leaderboard.columns import SPENT
 from kdbench.leaderboard.judged_text import verdict
-from kdbench.leaderboard.model import Claim, Gain, Leaderboard, Outcome, Row, Table
+from kdbench.leaderboard.model import SPENT, Claim, Gain, Leaderboard, Outcome, Row, Table
 from kdbench.stats import Summary
 
 SCHEMA_VERSION = 1
@@ -107,7 +106,7 @@ def _row(row: Row) -> Tree:
         "train_seconds": row.train_seconds,
         "deployed_parameters": list(row.deployed_parameters),
         "agreement_with_teacher": row.agreement,
-        **{key: row.mean_cost(part) for key, (_, part, _) in SPENT.items()},
+        **{key: row.mean_cost(part) for key, part in SPENT.items()},
         "runs": [_run(outcome) for outcome in row.outcomes],
         **({"safe_mode_seeds": list(row.safe_seeds)} if row.safe_seeds else {}),
     }

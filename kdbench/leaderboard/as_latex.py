@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from kdbench.leaderboard.claims_text import ALIGN, HEADERS, TITLE, claim_cells, claim_notes
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.notes import circumstances, reading
@@ -55,27 +56,53 @@ def _character(character: str) -> str:
 
 def _table(table: Table, number: int) -> str:
     shown = columns(table)
-    caption = quote(" ".join([f"{table.title}.", *reading(table, quote=plain)]))
-    lines = [
+    lines = _grid(
+        label=f"leaderboard-{number}",
+        short=table.title,
+        caption=reading(table, quote=plain),
+        align="".join("r" if column.right else "l" for column in shown),
+        head=[quote(column.title) for column in shown],
+        rows=[_row(row, shown) for row in table.rows],
+    )
+    comments = (f"% {note}" for note in circumstances(table, quote=plain))
+    return "\n".join([*lines, *comments, *_claims(table, number)])
+
+
+def _claims(table: Table, number: int) -> list[str]:
+    """Return the table of published accuracies; where none is shown, why not, as comments."""
+    said = claim_notes(table.claims, quote=plain)
+    if not table.claims.shown:
+        return [f"% {note}" for note in said]
+    return _grid(
+        label=f"claimed-{number}",
+        short=f"{TITLE}: {table.title}",
+        caption=said,
+        align="".join(side[0] for side in ALIGN),
+        head=[quote(head) for head in HEADERS],
+        rows=[[_own(cell) for cell in claim_cells(claim, quote=plain)] for claim in table.claims.shown],
+    )
+
+
+def _grid(label: str, short: str, caption: list[str], align: str, head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a table's lines; short title and caption are plain text, heads and cells are LaTeX."""
+    return [
         r"\begin{table}[htbp]",
         r"  \centering\small",
-        f"  \\caption[{quote(table.title)}]{{{caption}}}",
-        f"  \\label{{tab:leaderboard-{number}}}",
-        f"  \\begin{{tabular}}{{{''.join('r' if column.right else 'l' for column in shown)}}}",
+        f"  \\caption[{quote(short)}]{{{quote(' '.join([f'{short}.', *caption]))}}}",
+        f"  \\label{{tab:{label}}}",
+        f"  \\begin{{tabular}}{{{align}}}",
         r"    \toprule",
-        f"    {' & '.join(quote(column.title) for column in shown)} \\\\",
+        f"    {' & '.join(head)} \\\\",
         r"    \midrule",
-        *(f"    {_row(row, shown)} \\\\" for row in table.rows),
+        *(f"    {' & '.join(row)} \\\\" for row in rows),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
-        *(f"% {note}" for note in circumstances(table, quote=plain)),
     ]
-    return "\n".join(lines)
 
 
-def _row(row: Row, shown: tuple[Column, ...]) -> str:
-    return " & ".join(quote(c.text(row)) if c.foreign else _own(c.text(row)) for c in shown)
+def _row(row: Row, shown: tuple[Column, ...]) -> list[str]:
+    return [quote(column.text(row)) if column.foreign else _own(column.text(row)) for column in shown]
 
 
 def _own(text: str) -> str:

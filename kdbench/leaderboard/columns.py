@@ -7,22 +7,23 @@ from dataclasses import dataclass
 
 from kdbench.leaderboard import details, judged_text
 from kdbench.leaderboard.details import Details
-from kdbench.leaderboard.model import STATUSES, Gain, Row, Table
+from kdbench.leaderboard.model import SPENT, STATUSES, Gain, Part, Row, Table
 from kdbench.leaderboard.text import (
     accuracy,
     corrected,
     finished,
+    forwards,
     gain,
+    mebibytes,
     number,
     parameters,
-    probability,
     seconds,
     short,
 )
-from kdbench.records import Cost
 from kdbench.stats import Summary
 
 Value = str | int | float | None
+Behind = Callable[[Gain], Details]
 Quote = Callable[[object], str]  # how an output makes foreign text fit for itself
 
 
@@ -154,27 +155,20 @@ def _gains(table: Table) -> Group:
 def _versus(table: Table, index: int, baseline: str) -> tuple[Column, ...]:
     """Return the gain over one baseline and what belongs to it; what no row has is left out."""
 
-    def column(title: str, text: Callable[[Gain], str], sort: Callable[[Gain], float | None]) -> Column:
+    def column(title: str, text: Callable[[Gain], str], sort: Callable[[Gain], float | None], more: Behind) -> Column:
         return Column(
             f"{title} vs {baseline}",
             lambda row: text(row.gains[index]),
             lambda row: sort(row.gains[index]),
-            lambda row: details.test(row.gains[index]),
+            lambda row: more(row.gains[index]),
         )
 
-    gains = [row.gains[index] for row in table.rows]
     shown = [_gain(index, baseline)]
     if table.division == "closed":
-        shown.append(column("p", corrected, lambda gain: gain.p_holm))
-    if any(gain.p_pooled is not None for gain in gains):
-        shown.append(column("pooled p", _pooled, lambda gain: gain.p_pooled))
-    if any(gain.se_test is not None for gain in gains):
-        shown.append(column("SE_test", _se_test, lambda gain: gain.se_test))
+        shown.append(column("p", corrected, lambda gain: gain.p_holm, details.test))
+    if any(row.gains[index].se_test is not None for row in table.rows):
+        shown.append(column("SE_test", _se_test, lambda gain: gain.se_test, lambda _: Details()))
     return tuple(shown)
-
-
-def _pooled(gain: Gain) -> str:
-    return "-" if gain.difference is None else probability(gain.p_pooled)
 
 
 def _se_test(gain: Gain) -> str:
@@ -197,8 +191,8 @@ def _gain(index: int, baseline: str) -> Column:
 def _cost() -> Group:
     note = (
         "train s: mean seconds in training steps; params: deployed parameters; agreement: test images on which the "
-        "network and its teacher predict the same class, in percent; fwd own, fwd teacher: images through the trained "
-        "network and through teachers in training; peak MiB: of the device, or of the process on a CPU; FLOPs: of the "
+        "network and its teacher predict the same class, in percent; forwards: images through the trained network + "
+        "through teachers in training; peak MiB: of the device, or of the process on a CPU; FLOPs: of the "
         "deployed network for one image; all means over the ok runs."
     )
     return Group(
@@ -211,38 +205,27 @@ def _cost() -> Group:
                 details.sizes,
             ),
             Column("agreement %", lambda r: number(r.agreement, 1), lambda r: r.agreement, details.agreements),
-            *(_spent(name, part, text) for name, part, text in SPENT.values()),
+            Column("forwards", forwards, lambda r: r.mean_cost(SPENT["student_forwards"]), details.forwards),
+            _spent("peak MiB", SPENT["peak_memory_bytes"], mebibytes),
+            _spent("FLOPs", SPENT["deployed_flops"], short),
         ),
         notes=lambda _: (note,),
         fields=lambda row: {
             "train_seconds": row.train_seconds,
             "deployed_parameters": "-".join(map(str, row.deployed_parameters)),
             "agreement_with_teacher": row.agreement,
-            **{key: row.mean_cost(part) for key, (_, part, _) in SPENT.items()},
+            **{key: row.mean_cost(part) for key, part in SPENT.items()},
         },
     )
 
 
-def _spent(title: str, part: Callable[[Cost], float], text: Callable[[float | None], str]) -> Column:
+def _spent(title: str, part: Part, text: Callable[[float | None], str]) -> Column:
     return Column(
         title,
         lambda row: text(row.mean_cost(part)),
         lambda row: row.mean_cost(part),
         lambda row: details.costs(row, lambda cost: text(part(cost))),
     )
-
-
-def _mebibytes(value: float | None) -> str:
-    return number(None if value is None else value / 2**20, 0)
-
-
-# Further costs: their names in the CSV and over their columns, where they come from, and how they read.
-SPENT: dict[str, tuple[str, Callable[[Cost], float], Callable[[float | None], str]]] = {
-    "student_forwards": ("fwd own", lambda cost: cost.student_forwards, short),
-    "teacher_forwards": ("fwd teacher", lambda cost: cost.teacher_forwards, short),
-    "peak_memory_bytes": ("peak MiB", lambda cost: cost.peak_memory_bytes, _mebibytes),
-    "deployed_flops": ("FLOPs", lambda cost: cost.deployed_flops, short),
-}
 
 
 def _deviations(table: Table) -> Group:
@@ -284,5 +267,5 @@ def _gain_fields(gain: Gain) -> dict[str, Value]:
         f"vs_{name}_dagger": _yes(gain.dagger) if difference else "",
         f"vs_{name}_equal": _yes(gain.equal) if difference else "",
         f"vs_{name}_se_test": gain.se_test,
-        f"vs_{name}_unclaimed": gain.unclaimed,
+        f"vs_{name}_no_star": gain.unclaimed,
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdbench.leaderboard.model import Gain, Outcome, Row
-from kdbench.leaderboard.text import number, parameters, plain, probability, ranges, seconds
+from kdbench.leaderboard.text import number, parameters, plain, probability, ranges, seconds, short
 from kdbench.records import Cost
 
 
@@ -73,19 +73,26 @@ def differences(row: Row, gain: Gain) -> Details:
 
 
 def test(gain: Gain) -> Details:
-    """Return the paired t test behind a corrected p, and why nothing may be claimed of it."""
+    """Return the p behind a corrected one, and why nothing may be claimed of it."""
     difference = gain.difference
     if difference is None:
         return Details()
-    t, p = difference.t, difference.p
-    tested = f"t = {number(t)}, {difference.n - 1} degrees of freedom, p = {probability(p)} before correction"
-    found = tested if p is not None else f"no test: {difference.reason}"
+    p = difference.p
+    found = f"uncorrected {probability(p)}" if p is not None else f"no test: {difference.reason}"
     return Details(also=(found, *((f"not to be claimed: {gain.unclaimed}",) if gain.unclaimed else ())))
 
 
 def costs(row: Row, value: Callable[[Cost], str]) -> Details:
-    """Return one part of the costs of each seed."""
+    """Return one part of the costs of each seed; nothing where all have the same, which the cell says."""
+    shown = {value(outcome.cost) for outcome in row.outcomes if outcome.cost}
+    if len(shown) == 1 and row.count("ok") == row.planned:
+        return Details()
     return _by_seed(row, lambda outcome: None if outcome.cost is None else value(outcome.cost))
+
+
+def forwards(row: Row) -> Details:
+    """Return how many images each seed sent through the trained network and through teachers."""
+    return costs(row, lambda cost: f"{short(cost.student_forwards)} + {short(cost.teacher_forwards)}")
 
 
 def reasons(row: Row) -> Details:

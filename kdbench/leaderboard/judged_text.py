@@ -86,8 +86,9 @@ def _pooled(table: Table) -> Iterator[str]:
     best = table.judgement.best
     if any(gain.p_pooled is not None for row in table.rows for gain in row.gains):
         yield (
-            "pooled p: the same from the error of the whole table (methods by seeds), which has more power and assumes "
-            f"equal variances: largest over median residual spread {number(best.guard_ratio)}, allowed up to 2.5."
+            "After the slash: the same from the error of the whole table (methods by seeds), which has more power and "
+            f"assumes equal variances: largest over median residual spread {number(best.guard_ratio)}, allowed up to "
+            "2.5."
         )
     elif not best.reason:
         yield (

@@ -18,8 +18,18 @@ from kdbench.stats import Interval, PairedDifference, Summary, within_image_nois
 CellStatus = Literal["ok", "diverged", "infra_failed", "missing", "skipped"]
 STATUSES: tuple[CellStatus, ...] = ("ok", "diverged", "infra_failed", "missing", "skipped")
 Division = Literal["closed", "open"]
-Verdict = Literal["within", "above", "below", "cannot tell"]
 Curve = tuple[tuple[int, float], ...]  # the student's epochs, from 1, each with its test accuracy in percent
+Verdict = Literal["within", "above", "below", "cannot tell"]
+
+
+Part = Callable[[Cost], float]
+# Further costs of a row, by their names in records and outputs.
+SPENT: dict[str, Part] = {
+    "student_forwards": lambda cost: cost.student_forwards,
+    "teacher_forwards": lambda cost: cost.teacher_forwards,
+    "peak_memory_bytes": lambda cost: cost.peak_memory_bytes,
+    "deployed_flops": lambda cost: cost.deployed_flops,
+}
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ class Row:
     bold: bool = False
     ties: str = ""
 
-    def mean_cost(self, part: Callable[[Cost], float]) -> float | None:
+    def mean_cost(self, part: Part) -> float | None:
         """Return the mean of one part of the costs over the ok runs; None without one."""
         known = [part(outcome.cost) for outcome in self.outcomes if outcome.cost]
         return fmean(known) if known else None

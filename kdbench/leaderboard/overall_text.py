@@ -54,9 +54,8 @@ def _line(row: OverallRow, pairs: int) -> tuple[str, ...]:
     cells = [row.method, f"{row.pairs}/{pairs}"]
     for gain in row.gains:
         cells += _gain(gain) if gain else ["-"] * 5
-    closed = (
-        NOT_AVAILABLE if row.gap_closed is None else f"{number(100 * row.gap_closed, 0)} ({_several(row.gaps, 'pair')})"
-    )
+    over = f" ({_several(row.gaps, 'pair')})"
+    closed = NOT_AVAILABLE if row.gap_closed is None else number(100 * row.gap_closed, 0) + over
     return (*cells, closed, number(row.mean_rank), number(row.points, 1))
 
 

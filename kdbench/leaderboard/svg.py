@@ -168,7 +168,7 @@ def _step(rough: float) -> float:
 def _said(ticks: tuple[float, ...]) -> list[str]:
     """Return the values with the decimals that tell them apart; round thousands and millions are short."""
     largest = max(map(abs, ticks), default=0.0)
-    units = ((unit, sign) for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 5 * unit)
+    units = ((unit, sign) for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= max(unit, 1e4))
     unit, sign = next((each for each in units if _digits(ticks, each[0]) < 2), (1.0, ""))
     said = (f"{value / unit + 0.0:,.{_digits(ticks, unit)}f}{sign if value else ''}" for value in ticks)
     return [text.replace("-", "\u2212") for text in said]

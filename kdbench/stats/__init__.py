@@ -59,7 +59,7 @@ from kdbench.stats.images import (
 from kdbench.stats.overall import LEAST_DATASETS, LEAST_PAIRS, MOST_PAIRS, Overall, Rivalry, decide_overall
 from kdbench.stats.paired import PairedDifference, PairedT, paired_difference, paired_t, seed_correlation
 from kdbench.stats.pairs import StratifiedT, pair_means_t, stratified_t
-from kdbench.stats.power import minimum_detectable, power, seeds_needed, standardized_mde
+from kdbench.stats.planning import minimum_detectable, power, seeds_needed, standardized_mde
 from kdbench.stats.ranks import (
     Borda,
     Friedman,
@@ -70,6 +70,7 @@ from kdbench.stats.ranks import (
     nemenyi_q,
     rank_table,
 )
+from kdbench.stats.signed_ranks import PairwiseWilcoxon, Wilcoxon, pairwise_wilcoxon, wilcoxon
 from kdbench.stats.signs import Floor, SignFlip, attainable, sign_flip, stratified_sign_flip
 from kdbench.stats.statuses import IntentToTreat, RunStatus, intent_to_treat
 from kdbench.stats.ties import tie_groups
@@ -83,7 +84,6 @@ from kdbench.stats.unpaired import (
     welch_t,
 )
 from kdbench.stats.values import DifferencesByPair, by_seed, differences_by_pair
-from kdbench.stats.wilcoxon import PairwiseWilcoxon, Wilcoxon, pairwise_wilcoxon, wilcoxon
 
 __all__ = [
     "ALPHA",

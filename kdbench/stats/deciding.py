@@ -11,7 +11,7 @@ from kdbench.stats.bold import BoldSet, bold_set
 from kdbench.stats.equivalence import ROPE
 from kdbench.stats.families import ALPHA, Comparison, compare_with_baseline, with_stars
 from kdbench.stats.images import within_image_noise
-from kdbench.stats.power import minimum_detectable
+from kdbench.stats.planning import minimum_detectable
 from kdbench.stats.values import Scores
 
 

@@ -126,9 +126,8 @@ def bayes_signed_rank(
     high = ((weights @ above) * weights).sum(axis=1)
     low = ((weights @ below) * weights).sum(axis=1)
     middle = 1 - high - low if rope > 0 else np.full(draws, -1.0)
-    likeliest = np.bincount(np.argmax([low, middle, high], axis=0), minlength=3)
-    below, inside, over = (int(count) / draws for count in likeliest)
-    return Posterior(below, inside, over)
+    low_share, inside, high_share = np.bincount(np.argmax([low, middle, high], axis=0), minlength=3).tolist()
+    return Posterior(low_share / draws, inside / draws, high_share / draws)
 
 
 def _check_rope(rope: float, *, zero: bool = False) -> None:

@@ -11,8 +11,8 @@ from kdbench.stats.equivalence import ROPE, bayes_signed_rank
 from kdbench.stats.families import ALPHA, ENOUGH_SEEDS, holm
 from kdbench.stats.paired import NO_COMMON_SEED
 from kdbench.stats.pairs import StratifiedT, stratified_t
+from kdbench.stats.signed_ranks import wilcoxon
 from kdbench.stats.values import DifferencesByPair, Scores, differences_by_pair
-from kdbench.stats.wilcoxon import wilcoxon
 
 LEAST_PAIRS = 6
 MOST_PAIRS = 100  # beyond, a signed-rank test lacks no power, and the posterior's squares of pairs grow large

@@ -125,7 +125,7 @@ def stochastic_order(
     """
     from scipy.stats import norm
 
-    a, b = finite(first, "first").ravel(), finite(second, "second").ravel()
+    a, b = np.sort(finite(first, "first").ravel()), np.sort(finite(second, "second").ravel())
     levels: Vector = np.arange(1, round(1 / step) + 1, dtype=np.float64) * np.float64(step)
     random = np.random.default_rng(seed)
     drawn = _violation(

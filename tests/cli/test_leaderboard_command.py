@@ -27,6 +27,9 @@ def test_default_formats_and_what_is_printed(finished: Place) -> None:
     markdown = Path("board/leaderboard.md").read_text(encoding="utf-8")
     wrote = "".join(f"wrote board/leaderboard.{ending}\n" for ending in ("md", "json", "html"))
     assert outcome.out == f"{markdown}\n{wrote}"
+    page = Path("board/leaderboard.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == page.count("<h3>") > 3
+    assert "<h3>Learning curves</h3>" in page
     (table,) = json.loads(Path("board/leaderboard.json").read_text(encoding="utf-8"))["tables"]
     assert [row["method"] for row in table["rows"]] == METHODS.split(",")
     for row in table["rows"]:

@@ -14,7 +14,7 @@
     field.value = text;
     field.dispatchEvent(new Event("input", { bubbles: true }));
     return {
-      rows: all("tbody tr").filter((row) => !row.hidden && !row.closest("section").hidden).length,
+      rows: all(".board tbody tr").filter((row) => !row.hidden && !row.closest("section").hidden).length,
       sections: all("section.table").filter((section) => !section.hidden).map((section) => section.id),
       said: document.getElementById("found").textContent,
       nothing: !document.getElementById("none").hidden,
@@ -22,7 +22,9 @@
   };
   const box = document.getElementById("seeds");
   const seen = () => ({ hidden: box.hidden, lines: Array.from(box.querySelectorAll("h4, li")).map((x) => x.textContent) });
-  const mouse = (node, kind) => node.dispatchEvent(new MouseEvent(kind, { bubbles: true }));
+  const pointer = (node, kind, by = "mouse") => {
+    node.dispatchEvent(new PointerEvent(kind, { bubbles: true, pointerType: by }));
+  };
   const row = (name) => Array.from(table.tBodies[0].rows).find((each) => each.cells[0].textContent === name);
 
   const found = { given: names(), heads: heads().map((head) => head.textContent) };
@@ -32,13 +34,15 @@
   found.old = heads()[0].getAttribute("aria-sort");
   found.filters = ["fancy", "trio", "TRIO plain", "open", "nothing-like-it", ""].map(type);
   const cell = row("wild").cells[2];
-  mouse(cell, "mouseover");
+  pointer(cell, "pointerover", "touch");
+  found.touched = seen().hidden;
+  pointer(cell, "pointerover");
   found.over = seen();
-  mouse(cell, "mouseout");
+  pointer(cell, "pointerout");
   found.out = seen().hidden;
   cell.click();
   found.tap = seen();
-  mouse(row("plain").cells[2], "mouseover");
+  pointer(row("plain").cells[2], "pointerover");
   found.stays = seen().lines[0];
   cell.click();
   found.again = seen().hidden;

@@ -110,7 +110,11 @@ def large(methods: int, pairs: int, seeds: int = 5) -> Leaderboard:
 
 
 def renamed(board: Leaderboard, names: Sequence[str]) -> Leaderboard:
-    """Return the board with its methods renamed, also to what no plan would let pass."""
+    """Return the board with its methods renamed, the baselines among them, also to what no plan would let pass."""
     (table,) = board.tables
-    rows = tuple(replace(row, method=name) for row, name in zip(table.rows, names, strict=True))
-    return Leaderboard((replace(table, rows=rows),))
+    new = dict(zip((row.method for row in table.rows), names, strict=True))
+    rows = tuple(
+        replace(row, method=new[row.method], gains=tuple(replace(g, baseline=new[g.baseline]) for g in row.gains))
+        for row in table.rows
+    )
+    return Leaderboard((replace(table, rows=rows, baselines=tuple(new[name] for name in table.baselines)),))

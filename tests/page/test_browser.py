@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -101,6 +102,7 @@ def test_filtering_by_method_pair_and_division(seen: Any) -> None:
 
 def test_seeds_on_hover_and_on_tap(seen: Any) -> None:
     lines = ["seed 0: 74.00", "seed 1: 75.00", "seed 2: diverged, counts as 1.00"]
+    assert seen["touched"]  # a finger shows nothing before it taps
     for shown in (seen["over"], seen["tap"]):
         assert not shown["hidden"]
         assert shown["lines"][1:] == lines
@@ -149,3 +151,14 @@ def test_hostile_names_run_nothing(chromium: str, tmp_path: Path) -> None:
     page = to_html(madeup.renamed(madeup.small(), names))
     script = WIDTHS.replace("window: innerWidth", "title: document.title, window: innerWidth")
     assert "owned" not in visit(chromium, tmp_path, page, script)["title"]
+
+
+def test_on_paper_the_seeds_stand_below_their_numbers(chromium: str, tmp_path: Path) -> None:
+    reader = shutil.which("pdftotext")
+    if reader is None:
+        pytest.skip("needs pdftotext")
+    run(chromium, tmp_path, to_html(madeup.varied()), f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    words = [reader, "-layout", str(tmp_path / "page.pdf"), "-"]
+    text = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "2: diverged, counts as 1.00" in text
+    assert "Environment: machine box" in text  # notes are open

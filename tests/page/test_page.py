@@ -14,6 +14,7 @@ import madeup
 import pytest
 
 from kdbench.leaderboard import build, columns, to_csv, to_html, to_latex, to_markdown
+from kdbench.leaderboard.claim_files import ClaimFile
 from kdbench.leaderboard.columns import Column, Group
 from kdbench.leaderboard.details import Details
 from kdbench.leaderboard.summary import compared, statement
@@ -65,13 +66,16 @@ def pictures(page: str) -> list[ET.Element]:
 def test_the_table_has_every_number_with_its_seeds() -> None:
     page = Page(to_html(madeup.small()))
     heads = [text for given, text in page.named("th") if given.get("scope") == "col"]
-    assert heads == ["method", "ok", "accuracy %", "vs alone", "vs plain", "train s", "params", "agreement %"]
-    cells = [(text, given.get("data-s"), given.get("data-d", "")) for given, text in page.named("td")][7:14]
+    gains = ["vs alone", "p vs alone", "vs plain", "p vs plain"]
+    costs = ["train s", "params", "agreement %", "forwards", "peak MiB", "FLOPs"]
+    assert heads == ["method", "ok", "accuracy %", *gains, *costs]
+    cells = [(text, given.get("data-s"), given.get("data-d", "")) for given, text in page.named("td")][12:24]
     assert cells[1] == ("72.17 ± 1.04", "72.1667", "0: 71.00\n1: 72.50\n2: 73.00")
     assert cells[2] == ("+1.17 [+0.45, +1.88]", "1.16667", "0: +1.00\n1: +1.50\n2: +1.00\nn = 3, sd 0.29")
-    assert cells[3] == ("-", "", "")
+    assert cells[3] == ("0.040 (n=3)", "0.0396079", "uncorrected 0.020\nnot to be claimed: 3 of 5 seeds")
+    assert cells[4] == ("-", "", "")
     assert cells[0] == ("3/3", "3", "ok: seeds 0-2")
-    assert cells[6][2] == "0: 87.10\n1: 87.25\n2: 87.30"
+    assert cells[8][2] == "0: 87.10\n1: 87.25\n2: 87.30"
 
 
 def test_a_seed_without_a_value_shows_its_status() -> None:
@@ -118,15 +122,17 @@ def test_it_begins_with_what_was_compared_and_what_that_supports() -> None:
     )
     assert statement(board.tables[0]) == (
         "Highest mean: fancy, 73.20 % over 3 seeds; +1.03 [-1.05, +3.12] points over plain (interval for this "
-        "comparison alone). Nothing is claimed: no test was made, and being first by mean is no win."
+        "comparison alone). Being first by mean is no win. Verdict: no winner: nothing can be said, MDE 3.05 pt. "
+        "Against a winner: 3 of 5 seeds that all methods have. Standard deviation of a paired difference 0.66 pt; a "
+        "gain of 0.3 pt needs 49 seeds; a gain of 0.5 pt needs 20 seeds."
     )
-    places = [text.index(part) for part in ("<h1>", "3 methods (", "Highest mean", "<main>", "<table>", "<svg")]
+    places = [text.index(part) for part in ("<h1>", "3 methods (", "Highest mean", "<main>", "<table", "<svg")]
     assert places == sorted(places)
 
 
 def test_a_diverged_method_is_not_called_the_highest() -> None:
     (table,) = build([*madeup.arm("alone", 70.0), *madeup.arm("wild", 99.0, None)], madeup.BASELINES).tables
-    assert statement(table).startswith("Highest mean: alone, 70.00 % over 1 seed. Nothing")
+    assert statement(table).startswith("Highest mean: alone, 70.00 % over 1 seed. Being first by mean is no win.")
     (table,) = build(madeup.arm("wild", None, None), madeup.BASELINES).tables
     assert statement(table) == "No method has a stable result yet."
 
@@ -174,4 +180,45 @@ def test_a_new_column_appears_in_every_output(monkeypatch: pytest.MonkeyPatch) -
     assert "<li>p: of a|b.</li>" in page
     assert r"& 0.5 \& more" in latex
     assert r"p: of a\textbar{}b." in latex
-    assert to_csv(board).splitlines()[0].split(",")[19] == "p"
+    assert to_csv(board).splitlines()[0].split(",")[21] == "p"
+
+
+def claims(**changes: object) -> ClaimFile:
+    return ClaimFile.model_validate(
+        {
+            "name": "Paper",
+            "source": {"title": "A <i>paper</i> & more_of it", "url": "https://example.org/p"},
+            "anchor": "proto",
+            "anchor_sha256": madeup.ANCHOR.sha256,
+            "epochs": madeup.EPOCHS,
+            "dataset": "toy",
+            "epoch_rule": "last",
+            "rows": [{"pair": "duo", "teacher": 79.5, "accuracies": {"fancy": 73.5}}],
+        }
+        | changes
+    )
+
+
+def test_published_accuracies_have_a_table_of_their_own() -> None:
+    cells = [*madeup.arm("alone", 70.0, 71.0, 72.0), *madeup.arm("fancy", 73.0, 73.0, 73.6)]
+    board = build(cells, madeup.BASELINES, [claims()])
+    text, latex = to_html(board), to_latex(board)
+    assert '<h3 id="t1-c">Claimed and reproduced</h3>' in text
+    assert "A &lt;i&gt;paper&lt;/i&gt; &amp; more_of it, https://example.org/p" in text
+    page = Page(text)
+    cells_of_it = [shown for _, shown in page.named("td")][-8:]
+    assert cells_of_it == ["73.50", "Paper", "last", "n/a", "73.20 [72.34, 74.06]", "3", "-0.30", "within"]
+    assert [given.get("class") for given, _ in page.named("table")] == ["board", None]  # no sorting, no filter
+    row = r"fancy & 73.50 & Paper & last & n/a & 73.20 {[}72.34, 74.06{]} & 3 & $-$0.30 & within \\"
+    assert row in latex
+    assert r"\label{tab:claimed-1}" in latex
+    assert r"A \textless{}i\textgreater{}paper\textless{}/i\textgreater{} \& more\_of it" in latex
+
+
+def test_withheld_claims_are_said_and_have_no_table() -> None:
+    board = build(madeup.arm("fancy", 73.0), madeup.BASELINES, [claims(anchor_sha256="0" * 64)])
+    (reason,) = board.tables[0].claims.withheld
+    assert any(f"but {reason}: none of them is shown." in text for _, text in Page(to_html(board)).named("li"))
+    assert to_html(board).count("<table") == 1
+    assert f"but {reason}: none" in to_latex(board)
+    assert to_latex(board).count(r"\begin{table}") == 1

@@ -97,7 +97,8 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print("usage: run.py FILE.json [NAME...]", file=sys.stderr)
         return 2
-    cases = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))["cases"]
+    document = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    cases = document["cases"] if isinstance(document, dict) else document
     wanted = [case for case in cases if not arguments[1:] or case["name"] in arguments[1:]]
     failed = 0
     for one in map(verdict, wanted):

@@ -158,7 +158,9 @@ def signflip(inputs: Case, options: Case, expected: Case) -> dict[str, Any]:
 @kind
 def signflip_stratified(inputs: Case, options: Case, expected: Case) -> dict[str, Any]:
     x = stats.stratified_sign_flip(inputs["d_by_pair"], digits(options))
+    turned = [[-value for value in part] for part in inputs["d_by_pair"]]
     return {
+        "p_less": stats.stratified_sign_flip(turned, digits(options)).p_greater,
         "mean": x.statistic,
         "statistic": x.statistic,
         "p_two_sided": x.p_two_sided,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from types import ModuleType
 
 import numpy as np
@@ -14,6 +15,7 @@ from kdbench.stats import (
     blocked_anova,
     bold_set,
     complete_blocks,
+    holm,
     honest_difference,
     paired_p_of_all,
     pooled_p,
@@ -102,8 +104,17 @@ def test_guard_turns_to_holm_over_all_pairs() -> None:
     assert found.guard_ratio is not None
     assert found.guard_ratio > 2.5
     assert (found.rule, found.hsd) == (HOLM_ALL, None)
-    assert "m4" in found.bold
-    assert "m1" not in found.bold
+    names = list(rows)
+    arms = {name: list(runs.values()) for name, runs in rows.items()}
+    raw = {(a, b): float(ttest_rel(arms[a], arms[b]).pvalue) for a, b in combinations(names, 2)}
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
+    sizes = []
+    for alpha in (1e-6, 1e-4, 0.05, 0.5):
+        worse = {m for pair, p in adjusted.items() if "m4" in pair and p is not None and p < alpha for m in pair}
+        bold = bold_set(rows, alpha=alpha).bold
+        assert set(bold) == set(names) - (worse - {"m4"})
+        sizes.append(len(bold))
+    assert sizes[0] > sizes[-1]
     assert set(pooled_p(blocked_anova(complete_blocks(rows)), "m1").values()) == {None}
 
 

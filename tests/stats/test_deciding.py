@@ -94,6 +94,7 @@ def test_a_small_gain_has_its_reasons_and_the_set_its_mde() -> None:
     found = decide_pair(rows(best=0.52, start=4), BASELINES)
     assert found.winner is None
     assert any(reason.startswith("gain over plain not significant (Holm p = ") for reason in found.reasons)
+    assert "interval of the gain over plain reaches zero" in found.reasons
     assert {"best", "plain"} <= set(found.candidates)
     assert found.mde is not None
     assert found.text == f"no winner: {{{', '.join(found.candidates)}}}, MDE {found.mde:.2f} pt"
@@ -200,6 +201,15 @@ def test_no_overall_winner_and_why(change: Callable[[Any], Any], reason: str) ->
     found = decide_overall(table, DATASETS)
     assert (found.winner, found.general) == (None, False)
     assert any(text.startswith(reason) for text in found.reasons), found.reasons
+
+
+def test_seeds_of_its_own_win_nothing() -> None:
+    table = board(best=-1.0)
+    for runs in table["best"].values():
+        runs[99] = 200.0  # highest mean, but lower on every seed that others have
+    found = decide_overall(table, DATASETS)
+    assert (found.leader, found.winner) == ("best", None)
+    assert any(reason.startswith("not shown better than alone") for reason in found.reasons)
 
 
 def test_statuses() -> None:

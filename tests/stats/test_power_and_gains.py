@@ -112,6 +112,12 @@ def test_bootstrap_against_scipy(ours: str, theirs: str) -> None:
         assert (interval.low, interval.high) == pytest.approx(tuple(library.confidence_interval), abs=0.012)
 
 
+def test_ties_of_resamples_are_no_bias() -> None:
+    even = bootstrap_mean([-1.0, -1.0, 0.0, 0.0, 1.0, 1.0], resamples=100_000).bca
+    assert even is not None
+    assert even.low == pytest.approx(-even.high, abs=1e-9)
+
+
 def test_bootstrap_of_nothing() -> None:
     flat = bootstrap_mean([73.1 - 72.8, 72.4 - 72.1])
     assert (flat.bca, flat.percentile, flat.basic, flat.reason) == (None, None, None, "zero variance")

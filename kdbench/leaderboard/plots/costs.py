@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,19 +40,19 @@ def cost_figures(table: Table) -> tuple[Figure, ...]:
     return tuple(figure for figure in found if figure)
 
 
-def _seconds(row: Row) -> float | None:
-    return row.train_seconds
+def _seconds(row: Row) -> float:
+    return math.nan if row.train_seconds is None else row.train_seconds
 
 
-def _parameters(row: Row) -> float | None:
-    return float(max(row.deployed_parameters)) if row.deployed_parameters else None
+def _parameters(row: Row) -> float:
+    return float(max(row.deployed_parameters, default=math.nan))
 
 
-def _figure(table: Table, title: str, axis: str, cost: Callable[[Row], float | None]) -> Figure | None:
+def _figure(table: Table, title: str, axis: str, cost: Callable[[Row], float]) -> Figure | None:
     points = [
         _Point(row, value, row.scored.mean, row.scored.std or 0.0)
         for row in table.rows
-        if drawable(row) and row.scored and (value := cost(row)) is not None
+        if drawable(row) and row.scored and math.isfinite(value := cost(row))
     ]
     costs = {point.cost for point in points}
     if len(costs) < 2:

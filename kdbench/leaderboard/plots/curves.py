@@ -38,12 +38,13 @@ def curve_figures(table: Table) -> tuple[Figure, ...]:
 
 
 def _later(curves: dict[str, Curve]) -> tuple[int, dict[str, Curve]]:
-    """Return the first epoch to be shown, and the curves from it on; only long trainings lose their first fifth."""
+    """Return the first epoch to be shown, and the curves from it on; long trainings lose their first fifth."""
     first, last = min(curve[0][0] for curve in curves.values()), max(curve[-1][0] for curve in curves.values())
     start = first if last - first < _LONG else first + (last - first) // 5
     later = {name: tuple(point for point in curve if point[0] >= start) for name, curve in curves.items()}
-    kept = {name: curve for name, curve in later.items() if len(curve) > 1}
-    return min(curve[0][0] for curve in kept.values()), kept
+    if any(len(curve) < 2 for curve in later.values()):
+        return first, curves
+    return min(curve[0][0] for curve in later.values()), later
 
 
 def _drawn(curve: Curve, style: int | None) -> Curve:

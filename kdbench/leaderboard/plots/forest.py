@@ -20,14 +20,14 @@ class Arm:
         mean: Where its tick stands.
         interval: Ends of its bar, or None.
         seeds: Where its dots stand.
-        hint: What is shown over it.
+        hint: What is shown over its name; empty = nothing.
     """
 
     name: str
     mean: float
     interval: Interval | None
     seeds: tuple[float, ...]
-    hint: str
+    hint: str = ""
 
 
 def forest(title: str, axis: str, arms: Sequence[Arm], marks: Sequence[float]) -> str:
@@ -55,12 +55,13 @@ def forest(title: str, axis: str, arms: Sequence[Arm], marks: Sequence[float]) -
     }
     drawn = (svg.tag("path", class_=name, d=data) for name, data in paths.items() if data)
     axes = svg.axis_below(scale, _TOP, bottom, axis)
-    return svg.picture(bottom + 34, title, axes, *drawn, *(_name(arm, y) for arm, y in placed))
+    names = svg.tag("g", *(_name(arm, y) for arm, y in placed), class_="end", transform=f"translate({_LABELS - 6:.0f})")
+    return svg.picture(bottom + 34, title, axes, *drawn, names)
 
 
 def _name(arm: Arm, y: float) -> str:
-    name = svg.shortened(arm.name, _LABELS - 6)
-    return svg.tag("text", svg.hint(arm.hint), svg.words(name), x=_LABELS - 6, y=y + 3.5, class_="end")
+    hint = svg.hint(arm.hint) if arm.hint else ""
+    return svg.tag("text", hint, svg.words(svg.shortened(arm.name, _LABELS - 6)), y=y + 3.5)
 
 
 def _ends(interval: Interval | None) -> tuple[float, ...]:

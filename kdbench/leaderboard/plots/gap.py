@@ -38,4 +38,4 @@ def _arm(row: Row, low: float, gap: float) -> Arm:
 
     mean = share(row.scored.mean) if row.scored else 0.0
     seeds = tuple(map(share, row.scores.values()))
-    return Arm(row.method, mean, None, seeds, f"{row.method}: {number(mean, 0)} % of the gap")
+    return Arm(row.method, mean, None, seeds)

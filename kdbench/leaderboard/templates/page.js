@@ -53,7 +53,7 @@
     if (direction) known.sort(compare(numeric, direction === "ascending" ? 1 : -1));
     body.append(...known.map(({ row }) => row));
   };
-  for (const table of all(document, "table")) {
+  for (const table of all(document, "table.board")) {
     const body = table.tBodies[0];
     const given = Array.from(body.rows);
     const heads = Array.from(table.tHead.rows[0].cells);
@@ -73,7 +73,7 @@
   const sections = all(document, "section.table").map((section) => ({
     section,
     words: section.dataset.words.toLowerCase(),
-    rows: all(section, "tbody tr").map((row) => ({ row, name: row.cells[0].textContent.toLowerCase() })),
+    rows: all(section, ".board tbody tr").map((row) => ({ row, name: row.cells[0].textContent.toLowerCase() })),
     link: document.querySelector(`nav a[href="#${section.id}"]`),
   }));
   const total = sections.reduce((sum, { rows }) => sum + rows.length, 0);
@@ -122,13 +122,17 @@
     box.hidden = true;
     pinned = null;
   };
-  document.addEventListener("mouseover", (event) => {
-    const cell = event.target.closest("[data-d]");
-    if (cell && !pinned) show(cell, [cell]);
+  // Fingers only tap: a phone that sees something appear under the pointer would keep the tap to itself.
+  const hovered = (event) => event.pointerType === "mouse" && !pinned && event.target.closest("[data-d]");
+  document.addEventListener("pointerover", (event) => {
+    const cell = hovered(event);
+    if (cell) show(cell, [cell]);
   });
-  document.addEventListener("mouseout", (event) => {
-    if (!pinned && event.target.closest("[data-d]")) hide();
+  document.addEventListener("pointerout", (event) => {
+    if (hovered(event)) hide();
   });
+  // Safari on a phone sends taps on cells only where something above them, but below the body, listens.
+  document.querySelector("main").addEventListener("click", () => {});
   document.addEventListener("click", (event) => {
     if (box.contains(event.target)) return;
     const cell = event.target.closest("[data-d]");
