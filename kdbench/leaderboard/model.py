@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Literal
 
@@ -47,6 +48,11 @@ class Cell:
     record: Record | None = None
     path: str = ""
     curve: Curve = ()
+
+    @cached_property
+    def config_sha256(self) -> str:
+        """The spec's hash, which takes a while, once."""
+        return self.spec.config_sha256
 
     @property
     def status(self) -> CellStatus:

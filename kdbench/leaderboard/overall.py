@@ -13,6 +13,7 @@ from kdbench.leaderboard.judgement import OverallGain, OverallRow, Overview
 from kdbench.leaderboard.model import MeanRanks, Row, Table
 from kdbench.stats import (
     ALPHA,
+    BAYES_DRAWS,
     ENOUGH_SEEDS,
     LEAST_DATASETS,
     LEAST_PAIRS,
@@ -36,7 +37,6 @@ from kdbench.stats import (
 
 FLIPS = 1000  # differences beyond which the sign-flip test only repeats the t test, and takes long
 FEWEST_RANKED = 10  # pairs from which a diagram of mean ranks can tell anything apart
-DRAWS = 20_000
 ByPair = Mapping[str, Row]  # one method's row on each pair
 
 
@@ -167,7 +167,7 @@ def _on_new_pairs(
     for (method, gain), p in zip(found.items(), holm(raw), strict=True):
         if method in means:
             values = means[method]
-            posterior = bayes_signed_rank(values, draws=DRAWS) if len(values) <= MOST_PAIRS else None
+            posterior = bayes_signed_rank(values, draws=BAYES_DRAWS) if len(values) <= MOST_PAIRS else None
             general[method] = replace(
                 gain,
                 new_mean_interval=pair_means_t(complete[method].values).interval,

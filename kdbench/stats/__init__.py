@@ -56,7 +56,7 @@ from kdbench.stats.images import (
     wilson,
     within_image_noise,
 )
-from kdbench.stats.overall import LEAST_DATASETS, LEAST_PAIRS, MOST_PAIRS, Overall, Rivalry, decide_overall
+from kdbench.stats.overall import BAYES_DRAWS, LEAST_DATASETS, LEAST_PAIRS, MOST_PAIRS, Overall, Rivalry, decide_overall
 from kdbench.stats.paired import PairedDifference, PairedT, paired_difference, paired_t, seed_correlation
 from kdbench.stats.pairs import StratifiedT, pair_means_t, stratified_t
 from kdbench.stats.planning import minimum_detectable, power, seeds_needed, standardized_mde
@@ -87,6 +87,7 @@ from kdbench.stats.values import DifferencesByPair, by_seed, differences_by_pair
 
 __all__ = [
     "ALPHA",
+    "BAYES_DRAWS",
     "ENOUGH_SEEDS",
     "LEAST_DATASETS",
     "LEAST_PAIRS",

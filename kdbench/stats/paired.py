@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from kdbench.stats.describing import Interval, mean_std, standard_error, t_interval
+from kdbench.stats.describing import Interval, interval_of, mean_std
 from kdbench.stats.values import DIFFERENCE_DIGITS, finite
 
 Alternative = Literal["two-sided", "greater", "less"]
@@ -122,9 +122,9 @@ def paired_t(differences: Sequence[float], confidence: float = 0.95, alternative
     if len({round(value, DIFFERENCE_DIGITS) for value in differences}) < 2:
         reason = ONE_SEED if summary.n == 1 else ZERO_VARIANCE
         return PairedT(summary.n, summary.mean, summary.std, df, reason=reason)
-    error = standard_error(differences)
+    error = (summary.std or 0.0) / math.sqrt(summary.n)
     statistic = summary.mean / error
-    interval = t_interval(differences, confidence)
+    interval = interval_of(summary, confidence)
     if alternative == "two-sided":
         p = 2 * float(stdtr(df, -abs(statistic)))
     else:
