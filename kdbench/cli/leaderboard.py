@@ -8,6 +8,7 @@ import click
 
 from kdbench.cli.arguments import names, path_option
 from kdbench.cli.main import State
+from kdbench.cli.stored import stored_runs
 
 
 @click.command("leaderboard")
@@ -25,7 +26,6 @@ from kdbench.cli.main import State
 @click.pass_obj
 def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
     """Write tables and a page from the records under RUNS (default: runs) and print the Markdown table."""
-    from kdbench.errors import ConfigError
     from kdbench.leaderboard import (
         CURVES,
         build,
@@ -36,16 +36,10 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
         to_markdown,
         write,
     )
-    from kdbench.store import RunStore
 
     wanted = names(formats)
     check_formats(wanted)
-    found = []
-    for folder in runs or (Path("runs"),):
-        here = RunStore(folder).runs()
-        if not here:
-            raise ConfigError(f"{folder}: no runs there; make some with kdbench run --out {folder}")
-        found += here
+    found = stored_runs(runs)
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     columns = [method.name for method in baselines]
     curves = not set(wanted).isdisjoint(CURVES)

@@ -18,6 +18,7 @@ _COMMANDS = {
     "ablate": ("ablate", "Run the ladder of a method: what each part of it adds, one factor at a time."),
     "teacher": ("teacher", "Train, import, verify or list teachers."),
     "leaderboard": ("leaderboard", "Write tables from the records of runs."),
+    "compare": ("compare", "Compare two methods by their runs: difference, tests, and the seeds it takes to decide."),
     "plugin": ("plugin", "Check that a plugin keeps its contract."),
     "run-one": ("run_one", "Train runs of a store by id (what run starts for each cohort)."),
 }

@@ -9,6 +9,8 @@ from kdbench.leaderboard.as_json import to_json
 from kdbench.leaderboard.as_latex import to_latex
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
+from kdbench.leaderboard.compare_text import duels_json, duels_text
+from kdbench.leaderboard.comparing import compare
 from kdbench.leaderboard.model import Cell, Leaderboard
 from kdbench.leaderboard.publishing import publish
 from kdbench.leaderboard.reading import read_cells
@@ -21,6 +23,9 @@ __all__ = [
     "Leaderboard",
     "build",
     "check_formats",
+    "compare",
+    "duels_json",
+    "duels_text",
     "publish",
     "read_answers",
     "read_cells",

@@ -24,7 +24,7 @@ def to_json(board: Leaderboard) -> str:
         tree["overviews"] = [asdict(view) for view in board.overviews]
     if board.ranks:
         tree["mean_ranks"] = asdict(board.ranks)
-    return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(tree), indent=2, allow_nan=False) + "\n"
 
 
 def _table(table: Table) -> Tree:
@@ -153,10 +153,10 @@ def _gain(gain: Gain) -> Tree:
     }
 
 
-def _finite(value: JsonValue) -> JsonValue:
+def finite(value: JsonValue) -> JsonValue:
     """Return the tree with null for every number JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+        return {key: finite(part) for key, part in value.items()}
+    return [finite(part) for part in value] if isinstance(value, list | tuple) else value
