@@ -19,7 +19,8 @@ from kdbench.cli.main import State
 def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
     """Write tables from the records under RUNS (default: runs) and print the Markdown one."""
     from kdbench.errors import ConfigError
-    from kdbench.leaderboard import Cell, build, check_formats, publish, to_markdown, write
+    from kdbench.leaderboard import Cell, build, check_formats, publish, to_markdown, write, write_manifest
+    from kdbench.leaderboard.publishing import FILES as PUBLISHED
     from kdbench.store import RunStore
 
     wanted = names(formats)
@@ -33,10 +34,14 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     columns = [method.name for method in baselines]
     board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in found], columns)
+    copies = []
     if records:  # the tables are then made from the copies, so that anyone gets the same bytes
         copies = publish([run for run, _ in found], out).runs()
         board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in copies], columns)
-    paths = write(board, out, wanted)
+    paths = list(write(board, out, wanted))
+    if records:
+        published = [run.path / name for run, _ in copies for name in PUBLISHED if (run.path / name).is_file()]
+        paths.append(write_manifest(out, [*paths, *published], columns))
     click.echo(to_markdown(board))
     for path in paths:
         click.echo(f"wrote {path}")

@@ -6,14 +6,17 @@ from kdbench.leaderboard.as_csv import to_csv
 from kdbench.leaderboard.as_json import to_json
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
+from kdbench.leaderboard.manifest import MANIFEST, Manifest, write_manifest
 from kdbench.leaderboard.model import Cell, Leaderboard
 from kdbench.leaderboard.publishing import publish
 from kdbench.leaderboard.writing import FORMATS, check_formats, write
 
 __all__ = [
     "FORMATS",
+    "MANIFEST",
     "Cell",
     "Leaderboard",
+    "Manifest",
     "build",
     "check_formats",
     "publish",
@@ -21,4 +24,5 @@ __all__ = [
     "to_json",
     "to_markdown",
     "write",
+    "write_manifest",
 ]

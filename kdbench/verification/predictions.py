@@ -1,0 +1,153 @@
+"""Accuracies against the predictions they were counted from, and the predictions of all runs against each other."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.store import PREDICTIONS, RECORD
+from kdbench.verification.bundle import Bundle, Run
+from kdbench.verification.report import Check, counted
+
+LARGEST = 1 << 30  # bytes an archive may unpack to: 8 bytes for each of a hundred million images
+_RESTORE = "bring back the published file, or publish the board again"
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError, SyntaxError)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run said about each test image.
+
+    Args:
+        correct: Whether it was right, bool (N,).
+        predicted: The class it said, int64 (N,).
+    """
+
+    correct: NDArray[np.bool_]
+    predicted: NDArray[np.int64]
+
+
+def check_accuracy(bundle: Bundle, runs: Sequence[Run]) -> tuple[dict[str, Answers], Check]:
+    """Return the runs' predictions by place, and whether they give the recorded accuracies and fit together."""
+    problems: list[str] = []
+    read: dict[str, Answers] = {}
+    scored = [run for run in runs if run.record is not None and run.record.accuracy is not None]
+    for run in scored:
+        assert run.record is not None
+        path = run.path / PREDICTIONS
+        if path.relative_to(bundle.root).as_posix() not in bundle.files:
+            problems.append(f"{path}: missing; a run with an accuracy has its predictions; {_RESTORE}")
+            continue
+        try:
+            answers = read_answers(path, run.record.classes)
+        except (*_UNREADABLE, OSError) as error:
+            problems.append(f"{path}: not predictions of kdbench ({error}); expected are those of the run; {_RESTORE}")
+            continue
+        read[run.place] = answers
+        problems += _miscounted(run, answers)
+    images = 0
+    for members in _of_one_test_set(scored, read):
+        labels, contradictions = _contradictions(members)
+        images += labels
+        problems += contradictions
+    said = (
+        f"counted again in {counted(len(read), 'run')}, labels of {counted(images, 'test image')} compared between them"
+    )
+    return read, Check("accuracy", said, problems)
+
+
+def read_answers(path: Path, classes: int) -> Answers:
+    """Return the predictions of a run.
+
+    Args:
+        path: File written by ``kdbench.evaluation.Predictions.to_npz``.
+        classes: Classes of its dataset.
+
+    Raises:
+        ValueError: If its arrays are not what they should be; reading it may raise other errors, too.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
+            raise ValueError(f"it unpacks to {size} bytes; allowed is {LARGEST}")
+    with np.load(path, allow_pickle=False) as archive:
+        packed, predicted, total = (np.asarray(archive[name]) for name in ("correct", "predicted", "count"))
+    if total.shape != () or not np.issubdtype(total.dtype, np.integer) or total < 1:
+        raise ValueError("its count is no positive integer")
+    count = int(total)
+    _expect("predicted", predicted, (count,), np.integer)
+    _expect("correct", packed, ((count + 7) // 8,), np.uint8)
+    if predicted.min() < 0 or predicted.max() >= classes:
+        raise ValueError(f"it names class {max(predicted.max(), -predicted.min())} of {classes}")
+    return Answers(np.unpackbits(packed, count=count).astype(bool), predicted.astype(np.int64))
+
+
+def _expect(name: str, array: NDArray[Any], shape: tuple[int, ...], kind: type[Any]) -> None:
+    if array.shape != shape or not np.issubdtype(array.dtype, kind):
+        raise ValueError(f"its {name} is {array.dtype} {array.shape}, expected are {kind.__name__}s {shape}")
+
+
+def _miscounted(run: Run, answers: Answers) -> list[str]:
+    assert run.record is not None
+    assert run.record.accuracy is not None
+    right, count, last = int(answers.correct.sum()), len(answers.correct), run.record.accuracy.last
+    if last == 100 * right / count:  # both come from the same integers, so that nothing may differ
+        return []
+    return [
+        f"{run.path / RECORD}: accuracy.last is {last}, its predictions give {100 * right / count} ({right} of "
+        f"{count}); {_RESTORE}"
+    ]
+
+
+def _of_one_test_set(runs: Sequence[Run], read: Mapping[str, Answers]) -> list[list[tuple[Run, Answers]]]:
+    """Return the runs that saw the same test images: those of one dataset, with as many answers."""
+    groups: dict[tuple[str, int], list[tuple[Run, Answers]]] = {}
+    for run in runs:
+        if (answers := read.get(run.place)) is not None:
+            groups.setdefault((run.spec.dataset.fingerprint, len(answers.correct)), []).append((run, answers))
+    return [groups[key] for key in sorted(groups)]
+
+
+def _contradictions(members: Sequence[tuple[Run, Answers]]) -> tuple[int, list[str]]:
+    """Return how many labels the runs reveal, and which runs say of an answer what the others deny.
+
+    Whoever is right has said the label. So without the dataset, too, a run that was right with another class than most,
+    or wrong with theirs, has changed predictions.
+    """
+    label = _majority([answers for _, answers in members])
+    problems = []
+    for run, answers in members:
+        against = (label >= 0) & (answers.correct != (answers.predicted == label))
+        if number := int(against.sum()):
+            first = int(against.argmax())
+            problems.append(
+                f"{run.path / PREDICTIONS}: contradicts the other runs on {counted(number, 'test image')}, first image "
+                f"{first}: it counts class {answers.predicted[first]} as {_word(answers.correct[first])}, theirs is "
+                f"{label[first]}; {_RESTORE}"
+            )
+    return int((label >= 0).sum()), problems
+
+
+def _majority(runs: Sequence[Answers]) -> NDArray[np.int64]:
+    """Return for each image the class that most correct answers name, int64 (N,); -1 where nobody was right.
+
+    Source:
+        R. S. Boyer and J. S. Moore, MJRTY: a fast majority vote algorithm, 1991.
+    """
+    label = np.full(len(runs[0].correct), -1, dtype=np.int64)
+    votes = np.zeros_like(label)
+    for run in runs:
+        open_ = run.correct & (votes == 0)
+        label[open_] = run.predicted[open_]
+        votes += np.where(run.correct, np.where(run.predicted == label, 1, -1), 0)
+    return label
+
+
+def _word(correct: bool) -> str:
+    return "right" if correct else "wrong"
