@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.records import Record
 from kdbench.store import PREDICTIONS, RECORD
 from kdbench.verification.bundle import Bundle, Run
 from kdbench.verification.report import Check, counted
@@ -45,13 +46,10 @@ def check_accuracy(bundle: Bundle, runs: Sequence[Run]) -> tuple[dict[str, Answe
         if path.relative_to(bundle.root).as_posix() not in bundle.files:
             problems.append(f"{path}: missing; a run with an accuracy has its predictions; {_RESTORE}")
             continue
-        try:
-            answers = read_answers(path, run.record.classes)
-        except (*_UNREADABLE, OSError) as error:
-            problems.append(f"{path}: not predictions of kdbench ({error}); expected are those of the run; {_RESTORE}")
-            continue
-        read[run.place] = answers
-        problems += _miscounted(run, answers)
+        answers, found = recount(run.path, run.record)
+        problems += [f"{problem}; {_RESTORE}" for problem in found]
+        if answers is not None:
+            read[run.place] = answers
     images = 0
     for members in _of_one_test_set(scored, read):
         labels, contradictions = _contradictions(members)
@@ -61,6 +59,27 @@ def check_accuracy(bundle: Bundle, runs: Sequence[Run]) -> tuple[dict[str, Answe
         f"counted again in {counted(len(read), 'run')}, labels of {counted(images, 'test image')} compared between them"
     )
     return read, Check("accuracy", said, problems)
+
+
+def recount(folder: Path, record: Record) -> tuple[Answers | None, list[str]]:
+    """Return the predictions in a run's folder, None if they cannot be read, and what is wrong with them or its record.
+
+    Args:
+        folder: The run's folder.
+        record: Its record, with an accuracy.
+    """
+    path = folder / PREDICTIONS
+    try:
+        answers = read_answers(path, record.classes)
+    except (*_UNREADABLE, OSError) as error:
+        return None, [f"{path}: not predictions of kdbench ({error}); expected are those of the run"]
+    right, count = int(answers.correct.sum()), len(answers.correct)
+    last = record.accuracy.last if record.accuracy else None
+    if last == 100 * right / count:  # both come from the same integers, so that nothing may differ
+        return answers, []
+    return answers, [
+        f"{folder / RECORD}: accuracy.last is {last}, its predictions give {100 * right / count} ({right} of {count})"
+    ]
 
 
 def read_answers(path: Path, classes: int) -> Answers:
@@ -91,18 +110,6 @@ def read_answers(path: Path, classes: int) -> Answers:
 def _expect(name: str, array: NDArray[Any], shape: tuple[int, ...], kind: type[Any]) -> None:
     if array.shape != shape or not np.issubdtype(array.dtype, kind):
         raise ValueError(f"its {name} is {array.dtype} {array.shape}, expected are {kind.__name__}s {shape}")
-
-
-def _miscounted(run: Run, answers: Answers) -> list[str]:
-    assert run.record is not None
-    assert run.record.accuracy is not None
-    right, count, last = int(answers.correct.sum()), len(answers.correct), run.record.accuracy.last
-    if last == 100 * right / count:  # both come from the same integers, so that nothing may differ
-        return []
-    return [
-        f"{run.path / RECORD}: accuracy.last is {last}, its predictions give {100 * right / count} ({right} of "
-        f"{count}); {_RESTORE}"
-    ]
 
 
 def _of_one_test_set(runs: Sequence[Run], read: Mapping[str, Answers]) -> list[list[tuple[Run, Answers]]]:
