@@ -180,6 +180,6 @@ def changes(old: RunSpec, new: RunSpec, now: str = "now") -> str:
     a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
     changed = [key for key in a if a[key] != b.get(key)]
     if changed == ["options"]:
-        keys = [k for k in b["options"] if a["options"].get(k) != b["options"][k]]
+        keys = [k for k in {**a["options"], **b["options"]} if a["options"].get(k) != b["options"].get(k)]
         return ", ".join(f"{k} {a['options'].get(k)} there, {b['options'].get(k)} {now}" for k in keys)
     return "different " + ", ".join(changed)

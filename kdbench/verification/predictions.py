@@ -122,39 +122,38 @@ def _of_one_test_set(runs: Sequence[Run], read: Mapping[str, Answers]) -> list[l
 
 
 def _contradictions(members: Sequence[tuple[Run, Answers]]) -> tuple[int, list[str]]:
-    """Return how many labels the runs reveal, and which runs say of an answer what the others deny.
+    """Return how many labels the runs reveal, and which runs say of an answer what others deny.
 
-    Whoever is right has said the label. So without the dataset, too, a run that was right with another class than most,
-    or wrong with theirs, has changed predictions.
+    Whoever is right has said the label. So without the dataset, too, two runs cannot both be right with different
+    classes, nor one right and one wrong with the same: one of them has changed predictions. The run that contradicts
+    most is named first and then left out, so that the others are not blamed for its answers.
     """
-    label = _majority([answers for _, answers in members])
-    problems = []
-    for run, answers in members:
-        against = (label >= 0) & (answers.correct != (answers.predicted == label))
-        if number := int(against.sum()):
-            first = int(against.argmax())
-            problems.append(
-                f"{run.path / PREDICTIONS}: contradicts the other runs on {counted(number, 'test image')}, first image "
-                f"{first}: it counts class {answers.predicted[first]} as {_word(answers.correct[first])}, theirs is "
-                f"{label[first]}; {_RESTORE}"
-            )
-    return int((label >= 0).sum()), problems
+    runs = [answers for _, answers in members]
+    against = np.array([[int(_contrary(one, other).sum()) for other in runs] for one in runs])
+    problems: list[str] = []
+    while against.any():
+        worst = int(against.sum(axis=1).argmax())
+        others = counted(int(np.count_nonzero(against[worst])), "other run")
+        other = int(against[worst].argmax())
+        image = int(_contrary(runs[worst], runs[other]).argmax())
+        mine, theirs = (
+            f"class {run.predicted[image]} as {_word(run.correct[image])}" for run in (runs[worst], runs[other])
+        )
+        problems.append(
+            f"{members[worst][0].path / PREDICTIONS}: contradicts {others}, most of all that in "
+            f"{members[other][0].path} on {counted(int(against[worst, other]), 'test image')}: it counts {mine} for "
+            f"image {image}, the other {theirs}; {_RESTORE}"
+        )
+        against[worst], against[:, worst] = 0, 0
+    return int(np.logical_or.reduce([run.correct for run in runs]).sum()), problems
 
 
-def _majority(runs: Sequence[Answers]) -> NDArray[np.int64]:
-    """Return for each image the class that most correct answers name, int64 (N,); -1 where nobody was right.
-
-    Source:
-        R. S. Boyer and J. S. Moore, MJRTY: a fast majority vote algorithm, 1991.
-    """
-    label = np.full(len(runs[0].correct), -1, dtype=np.int64)
-    votes = np.zeros_like(label)
-    for run in runs:
-        open_ = run.correct & (votes == 0)
-        label[open_] = run.predicted[open_]
-        votes += np.where(run.correct, np.where(run.predicted == label, 1, -1), 0)
-    return label
+def _contrary(one: Answers, other: Answers) -> NDArray[np.bool_]:
+    """Return on which images two runs cannot both be right about being right, bool (N,)."""
+    same = one.predicted == other.predicted
+    found: NDArray[np.bool_] = np.where(same, one.correct != other.correct, one.correct & other.correct)
+    return found
 
 
-def _word(correct: bool) -> str:
+def _word(correct: np.bool_) -> str:
     return "right" if correct else "wrong"
