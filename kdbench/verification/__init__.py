@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kdbench.errors import StoreError
 from kdbench.verification.bundle import open_bundle, read_runs
 from kdbench.verification.epochs import check_epochs
 from kdbench.verification.hashes import check_hashes
@@ -28,6 +29,15 @@ def verify(folder: Path) -> tuple[Check, ...]:
         ConfigError: If the folder is no published board.
         StoreError: If it cannot be read.
     """
+    try:
+        return _checks(folder)
+    except OSError as error:  # a file that vanishes, or may not be read: no verdict is possible
+        raise StoreError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}); verify again when it can"
+        ) from error
+
+
+def _checks(folder: Path) -> tuple[Check, ...]:
     bundle = open_bundle(folder)
     runs, found = read_runs(bundle)
     answers, accuracy = check_accuracy(bundle, runs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import kdbench
 from kdbench.config.loading import load_anchor
+from kdbench.config.presets import load_preset
 from kdbench.leaderboard.checks import cell_problems
 from kdbench.records import Record
 from kdbench.spec import RunSpec
@@ -26,7 +27,7 @@ def check_records(runs: Sequence[Run]) -> Check:
 
 def check_anchors(runs: Sequence[Run]) -> Check:
     """Return whether the protocols are what their names promise, where kdbench ships one of that name and version."""
-    shipped = _shipped()
+    shipped = shipped_anchors({run.spec.anchor.name for run in runs})
     labels = sorted({run.spec.anchor.label for run in runs})
     known = [label for label in labels if label in shipped]
     problems = []
@@ -76,10 +77,17 @@ def _planned(spec: RunSpec) -> dict[str, object]:
     }
 
 
-def _shipped() -> Mapping[str, str]:
-    """Return the sha256 of the anchors that lie in kdbench itself, by label; no plugin is asked."""
+def shipped_anchors(names: Iterable[str]) -> Mapping[str, str]:
+    """Return the sha256 of those anchors that lie in kdbench itself, by label; no plugin is asked."""
     package = Path(kdbench.__file__).parent
+    presets = {file.stem: file for file in package.glob("methods/*/presets/*.yaml")}
     files = [*package.glob("config/anchors/*.yaml"), *package.glob("methods/*/anchors/*.yaml")]
-    known = {file.stem: file for file in files}
-    anchors = [load_anchor(name, known) for name in sorted(known)]
-    return {anchor.label: anchor.sha256 for anchor in anchors}
+    anchors = {file.stem: file for file in files}
+    wanted = [name for name in sorted(names) if name in anchors or (name in presets and _states_one(presets[name]))]
+    found = [load_anchor(name, {**presets, **anchors}) for name in wanted]
+    return {anchor.label: anchor.sha256 for anchor in found}
+
+
+def _states_one(preset: Path) -> bool:
+    """Return whether a preset is a protocol of its own, or names one."""
+    return not isinstance(load_preset(preset).anchor, str)

@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 
 from kdbench import registry
-from kdbench.errors import ConfigError
+from kdbench.config.loading import load_anchor
+from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard import to_json, to_markdown, write_manifest
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.model import Cell
+from kdbench.registry import Registry
 from kdbench.store import RunStore
 from kdbench.verification import Check, verify
 from kdbench.verification.bundle import open_bundle, read_runs
+from kdbench.verification.identity import shipped_anchors
 from kdbench.verification.predictions import read_answers
 from kdbench.verification.tables import Board, baselines_of
 
@@ -402,6 +405,27 @@ def test_what_is_no_board(tmp_path: Path) -> None:
             verify(folder)
     (tmp_path / "runs").mkdir()
     assert read_runs(open_bundle(tmp_path))[1].problems[0].startswith(f"{tmp_path / 'runs'}: no runs there")
+
+
+def test_a_file_that_cannot_be_read_gives_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("kdbench.verification.hashes.digest", fail)
+    with pytest.raises(StoreError, match=r"leaderboard.json: cannot be read \(Permission denied\); verify again when"):
+        verify(SHIPPED)
+
+
+@pytest.mark.parametrize("name", ["fair_baseline_short", "asib_ladder_smoke", "ab_A"])
+def test_shipped_protocols_are_known_wherever_they_lie(name: str, registry: Registry) -> None:
+    anchor = load_anchor(name, registry.anchors.as_mapping())
+    assert shipped_anchors([name, "nobody's"]) == {anchor.label: anchor.sha256}
+
+
+def test_a_preset_that_names_a_protocol_is_none_itself(registry: Registry) -> None:
+    naming = [preset.name for preset in registry.presets.values() if isinstance(preset.anchor, str)]
+    assert naming
+    assert shipped_anchors(naming) == {}
 
 
 def test_how_checks_are_shown() -> None:
