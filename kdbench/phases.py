@@ -54,7 +54,8 @@ class Phase:
         name: Unique within the method.
         epochs: Epochs; None = the anchor's, which only a main phase in one part has.
         losses: The phase's loss; None = the method's ``losses``.
-        parameters: What is trained; None = the student and the method's own parameters.
+        parameters: What is trained, in the main phase besides the student; None = the student and the method's own
+            parameters.
         groups: The same in groups with learning rates of their own; instead of ``parameters``.
         learning_rate: Initial rate; None = the anchor's.
         rate_factor: Factor on the initial rate as a function of the share of the phase done, in [0, 1); None = the
@@ -146,7 +147,8 @@ class Interlude:
         epoch: Epochs of it that are done.
         student: The student; a method may change its weights, but not once the last epoch of the main phase is over.
         means: Means of the epoch's loss terms and notes, ``total`` among them; empty before a phase.
-        validation_accuracy: Of the student after the epoch, in percent; None outside the main phase or without a split.
+        validation_accuracy: In percent, of what would be deployed after the epoch (of the average, where there is one);
+            None outside the main phase or without a split.
         look: Yields batches of the validation split, in order and not augmented, with the taps of the method, but
             without views. Its argument limits the batches; None = all. The passes are metered, what is noted of such a
             batch is not reported. Without a validation split it yields nothing.

@@ -229,6 +229,10 @@ def _show_pair(name: str, registry: Any) -> None:
             f"overlap of the teachers' classes: {pair.overlap_pct} %, seed {pair.overlap_seed}; teachers trained on "
             f"{' and '.join(names)}, the student on the classes of both"
         )
+    from kdbench.cli.claims_page import claims_page
+
+    for line in claims_page(name):
+        click.echo(line)
 
 
 def _show_preset(name: str, registry: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from kdbench.leaderboard.claims_text import claim_columns, claim_names
 from kdbench.leaderboard.model import STATUSES, Gain, Leaderboard, Row, Table
 from kdbench.leaderboard.text import plain
 from kdbench.stats import Summary
@@ -16,7 +17,12 @@ _FORMULA = ("=", "+", "-", "@")
 def to_csv(board: Leaderboard) -> str:
     """Return the board as CSV; what is unknown is empty, and text a spreadsheet would run is quoted with ``'``."""
     names = list(dict.fromkeys(name for table in board.tables for name in table.baselines))
-    lines = [_line(table, row, names) for table in board.tables for row in table.rows]
+    by = claim_names(board)
+    lines = [
+        _line(table, row, names) | claim_columns(table.claims, row.method, by)
+        for table in board.tables
+        for row in table.rows
+    ]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([_safe(name) for name in lines[0]] if lines else [])

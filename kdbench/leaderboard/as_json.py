@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 from pydantic import JsonValue
 
-from kdbench.leaderboard.model import Gain, Leaderboard, Row, Table
+from kdbench.leaderboard.claims_text import NEVER
+from kdbench.leaderboard.model import Claim, Gain, Leaderboard, Row, Table
 from kdbench.stats import Summary
 
 SCHEMA_VERSION = 1
@@ -35,6 +36,36 @@ def _table(table: Table) -> Tree:
         "baselines": list(table.baselines),
         "absent_baselines": list(table.absent_baselines),
         "rows": [_row(row) for row in table.rows],
+        **_claims(table),
+    }
+
+
+def _claims(table: Table) -> Tree:
+    """Return the section of published accuracies, outside of the rows; nothing where there are none."""
+    if not table.claims:
+        return {}
+    shown: list[JsonValue] = [_claim(claim) for claim in table.claims.shown]
+    return {"claimed_and_reproduced": {"note": NEVER, "withheld": list(table.claims.withheld), "claims": shown}}
+
+
+def _claim(claim: Claim) -> Tree:
+    return {
+        "method": claim.method,
+        "claimed": claim.accuracy,
+        "by": claim.by,
+        "source": claim.source.model_dump(mode="json"),
+        "epoch_rule": claim.epoch_rule,
+        "runs": claim.runs,
+        "teacher": claim.teacher,
+        "note": claim.note,
+        "ours": {
+            "n": claim.n,
+            "mean": claim.mean,
+            "interval": asdict(claim.interval) if claim.interval else None,
+        },
+        "difference": claim.difference,
+        "verdict": claim.verdict,
+        "cannot_tell_because": claim.reason,
     }
 
 

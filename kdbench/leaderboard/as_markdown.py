@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tabulate import tabulate
 
+from kdbench.leaderboard.claims_text import claims_markdown
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.notes import notes
 from kdbench.leaderboard.text import accuracy, escape, finished, gain, number, parameters, seconds
@@ -16,7 +17,8 @@ def to_markdown(board: Leaderboard) -> str:
 
 def _section(table: Table) -> str:
     title = f"## {escape(table.dataset.label)}, {escape(table.pair)}, {escape(table.anchor)}, {table.division} division"
-    return f"{title}\n\n{_grid(table)}\n\n" + "\n".join(f"- {note}" for note in notes(table))
+    footer = "\n".join(f"- {note}" for note in notes(table))
+    return f"{title}\n\n{_grid(table)}\n\n{footer}{claims_markdown(table.claims)}"
 
 
 def _grid(table: Table) -> str:

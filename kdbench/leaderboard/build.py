@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.leaderboard.checks import cell_problems, group_by, group_problems, row_problems
+from kdbench.leaderboard.claim_files import ClaimFile, shipped_claims
+from kdbench.leaderboard.claims import claimed
 from kdbench.leaderboard.model import Cell, Division, Leaderboard, Row, Table
 from kdbench.leaderboard.rows import make_row, with_gains
 from kdbench.records import TeacherUsed
@@ -14,12 +16,13 @@ DIVISIONS: tuple[Division, ...] = ("closed", "open")
 Group = tuple[str, str, str]  # anchor label, dataset label, pair
 
 
-def build(cells: Iterable[Cell], baselines: Sequence[str]) -> Leaderboard:
+def build(cells: Iterable[Cell], baselines: Sequence[str], claims: Sequence[ClaimFile] | None = None) -> Leaderboard:
     """Return the leaderboard of planned runs; the same cells in any order give the same one.
 
     Args:
         cells: Every planned run, finished or not.
         baselines: Methods over which gains are shown, in the order of their columns and rows.
+        claims: Published accuracies to show beside ours; None = those that ship with kdbench.
 
     Raises:
         ConfigError: If there is no run, or some cannot stand in one table; it names all of them.
@@ -36,7 +39,8 @@ def build(cells: Iterable[Cell], baselines: Sequence[str]) -> Leaderboard:
     if problems:
         raise ProblemList(problems)
     order = tuple(dict.fromkeys(baselines))
-    return Leaderboard(tuple(table for key in sorted(groups) for table in _tables(groups[key], order)))
+    known = tuple(shipped_claims() if claims is None else claims)
+    return Leaderboard(tuple(table for key in sorted(groups) for table in _tables(groups[key], order, known)))
 
 
 def _group(cell: Cell) -> Group:
@@ -52,7 +56,7 @@ def _problems(where: str, cells: Sequence[Cell]) -> list[str]:
     return problems + [problem for _, members in sorted(rows.items()) for problem in row_problems(where, members)]
 
 
-def _tables(cells: Sequence[Cell], baselines: tuple[str, ...]) -> list[Table]:
+def _tables(cells: Sequence[Cell], baselines: tuple[str, ...], claims: tuple[ClaimFile, ...]) -> list[Table]:
     """Return the tables of one group; rows of either division are held against the closed baselines."""
     by_division: dict[Division, list[Cell]] = {
         division: [cell for cell in cells if cell.spec.division == division] for division in DIVISIONS
@@ -61,7 +65,7 @@ def _tables(cells: Sequence[Cell], baselines: tuple[str, ...]) -> list[Table]:
     references = {row.method: row for row in rows["closed"]}
     known = [references[name] for name in baselines if name in references]
     return [
-        _table(by_division[division], division, [with_gains(row, known) for row in rows[division]], baselines)
+        _table(by_division[division], division, [with_gains(row, known) for row in rows[division]], baselines, claims)
         for division in DIVISIONS
         if rows[division]
     ]
@@ -71,8 +75,15 @@ def _rows(cells: Sequence[Cell]) -> list[Row]:
     return [make_row(members) for _, members in sorted(group_by(cells, lambda cell: cell.spec.row).items())]
 
 
-def _table(cells: Sequence[Cell], division: Division, rows: Sequence[Row], baselines: tuple[str, ...]) -> Table:
+def _table(
+    cells: Sequence[Cell],
+    division: Division,
+    rows: Sequence[Row],
+    baselines: tuple[str, ...],
+    claims: tuple[ClaimFile, ...],
+) -> Table:
     spec = min(cells, key=lambda cell: cell.spec.run_id).spec
+    ordered = tuple(sorted(rows, key=lambda row: _place(row, baselines)))
     shown = tuple(gain.baseline for gain in rows[0].gains)
     return Table(
         anchor=spec.anchor.label,
@@ -85,8 +96,9 @@ def _table(cells: Sequence[Cell], division: Division, rows: Sequence[Row], basel
         division=division,
         baselines=shown,
         absent_baselines=tuple(name for name in baselines if name not in shown),
-        rows=tuple(sorted(rows, key=lambda row: _place(row, baselines))),
+        rows=ordered,
         environment=_environment(cells),
+        claims=claimed(cells, ordered, claims),
     )
 
 

@@ -7,13 +7,15 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from kdbench.leaderboard.claim_files import ClaimSource, EpochRule
 from kdbench.records import Record, TeacherUsed
 from kdbench.spec import DatasetRef, DeclaredDeviation, RunSpec
-from kdbench.stats import PairedDifference, Summary
+from kdbench.stats import Interval, PairedDifference, Summary
 
 CellStatus = Literal["ok", "diverged", "infra_failed", "missing", "skipped"]
 STATUSES: tuple[CellStatus, ...] = ("ok", "diverged", "infra_failed", "missing", "skipped")
 Division = Literal["closed", "open"]
+Verdict = Literal["within", "above", "below", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,62 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A published accuracy of a row's method, with ours beside it; it is never ranked, tested or averaged.
+
+    Args:
+        method: Of the row.
+        by: Short name of the source.
+        epoch_rule: Which epoch the source's accuracy is of.
+        runs: Runs the source averaged; None = it does not say.
+        accuracy: What it claims, in percent.
+        teacher: Accuracy of its teacher in percent; None = it does not say.
+        note: What a reader must know of this value.
+        n: Number of our scores.
+        mean: Their mean in percent; None without a score.
+        interval: 95 % t interval of our mean, or None.
+        verdict: Where our interval lies: the claim is ``within`` it, or all of it is ``above`` or ``below`` the claim.
+        reason: Why there is no verdict; empty if there is one.
+    """
+
+    method: str
+    by: str
+    source: ClaimSource
+    epoch_rule: EpochRule
+    runs: int | None
+    accuracy: float
+    teacher: float | None
+    note: str
+    n: int
+    mean: float | None
+    interval: Interval | None
+    verdict: Verdict
+    reason: str
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus theirs in percentage points; None without a score."""
+        return None if self.mean is None else self.mean - self.accuracy
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What has been published of a table's rows.
+
+    Args:
+        shown: In the order of the rows.
+        withheld: Why claims that there are for its pair and methods are not shown.
+    """
+
+    shown: tuple[Claim, ...] = ()
+    withheld: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to say."""
+        return bool(self.shown or self.withheld)
+
+
+@dataclass(frozen=True)
 class Table:
     """The rows of one anchor, dataset, pair and division, with where they come from.
 
@@ -135,6 +193,7 @@ class Table:
         absent_baselines: Baselines that were not among the closed runs.
         teachers: Distinct teachers of the distilled rows.
         environment: Distinct values of each property of the environments.
+        claims: What others have published of its rows.
     """
 
     anchor: str
@@ -149,6 +208,7 @@ class Table:
     absent_baselines: tuple[str, ...]
     rows: tuple[Row, ...]
     environment: dict[str, tuple[str, ...]]
+    claims: Claims = Claims()
 
     @property
     def seeds(self) -> tuple[int, ...]:

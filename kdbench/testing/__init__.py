@@ -38,7 +38,7 @@ from kdbench.testing.failure import CheckFailure
 from kdbench.testing.outcome import METHOD_CHECKS as _REGISTERED
 from kdbench.testing.outcome import STRUCTURAL, Check, CheckResult
 from kdbench.testing.resume import check_resume
-from kdbench.testing.structure import check_builds, check_gradient, check_losses, check_phases
+from kdbench.testing.structure import check_builds, check_gradient, check_interludes, check_losses, check_phases
 from kdbench.types import Pair
 
 # In the order in which failures are best repaired: what a method says of itself, its structure, then its behaviour.
@@ -52,6 +52,7 @@ _ORDER = [
     "phases",
     "losses",
     "gradient",
+    "interludes",
     "extreme_logits",
     "batch_unchanged",
     "teacher_unchanged",
@@ -73,6 +74,7 @@ __all__ = [
     "check_deviations",
     "check_extreme_logits",
     "check_gradient",
+    "check_interludes",
     "check_losses",
     "check_method",
     "check_mixed_images",
@@ -100,7 +102,8 @@ def check_method(method_class: type[AnyMethod], *, pair: Pair | None = None) -> 
     Raises:
         ConfigError: If the pair names a backbone that is not registered.
     """
-    Bench(method_class, pair)  # a wrong pair is the caller's fault, not the method's
+    if pair is not None:
+        Bench(method_class, pair)  # a wrong pair is the caller's fault, not the method's
     results: list[CheckResult] = []
     for name, check in METHOD_CHECKS.items():
         results.append(_result(name, check, method_class, pair))

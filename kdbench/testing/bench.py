@@ -22,11 +22,13 @@ from kdbench.options import apply_deviations, deviations_of
 from kdbench.schedule import loss_protocol
 from kdbench.seeds import stream
 from kdbench.testing.failure import CheckFailure
+from kdbench.training.optimizer import Optimizers, set_rate
 from kdbench.types import Context, Features, NetworkInfo, Pair, PairInfo, StageShape
 
 CLASSES, BATCH, TRAIN_SIZE, EPOCHS, SIZE = 5, 8, 32, 4, 16
 VALIDATION_SIZE = 2 * BATCH
 STEPS = TRAIN_SIZE // BATCH  # per epoch
+RATE = 0.05
 ANCHOR = "fair_baseline"
 PAIR = Pair("kit", "resnet8_w4", ("resnet14_w8",), "digits", "tiny networks for the conformance kit")
 # For methods that one teacher is not enough for.
@@ -59,13 +61,16 @@ class Bench:
     Args:
         method_type: The method to check.
         pair: Backbones of student and teachers; None = one teacher, or two if the method declines one.
+        validation: Images of the validation split, whole batches; 0 = there is none.
 
     Raises:
         ConfigError: If a backbone is not registered.
     """
 
-    def __init__(self, method_type: type[AnyMethod], pair: Pair | None = None) -> None:
-        self.method_type, self.pair = method_type, pair or pair_for(method_type)
+    def __init__(
+        self, method_type: type[AnyMethod], pair: Pair | None = None, validation: int = VALIDATION_SIZE
+    ) -> None:
+        self.method_type, self.pair, self.validation = method_type, pair or pair_for(method_type), validation
         self.student_backbone = known().backbones[self.pair.student]
         size = _fitting_size([self.student_backbone, *(known().backbones[name] for name in self.pair.teachers)])
         self.image = StageShape((3, size, size))
@@ -83,7 +88,7 @@ class Bench:
     @cached_property
     def context(self) -> Context:
         """What the method may know when it is built."""
-        return Context(self.info, TRAIN_SIZE, EPOCHS, STEPS, BATCH, seed=0, validation_size=VALIDATION_SIZE)
+        return Context(self.info, TRAIN_SIZE, EPOCHS, STEPS, BATCH, seed=0, validation_size=self.validation)
 
     @cached_property
     def options(self) -> Options:
@@ -115,14 +120,15 @@ class Bench:
 def pair_for(method_type: type[AnyMethod]) -> Pair:
     """Return the pair that a method is tried on unless another one is named: the first it does not decline."""
     for pair in (PAIR, TWO_TEACHERS):
+        bench = Bench(method_type, pair)
         try:
             with torch.random.fork_rng(devices=[]):
-                Bench(method_type, pair).build()
+                if method_type.supports(bench.info) is None and bench.build():
+                    return pair
         except Unsupported:
             continue
         except Exception:  # whatever else is wrong with it is for a check to say
-            return PAIR
-        return pair
+            break
     return PAIR
 
 
@@ -135,7 +141,8 @@ class Run:
         self.method = bench.build().train()
         self.method.prepare(Setup(bench.labels.clone(), bench.teachers if self.method.uses_teacher else ()))
         self.phases: tuple[Phase, ...] = self.method.phases()
-        self._optimizer: tuple[int, torch.optim.Optimizer] | None = None
+        self._trained = [*trainable(self.student), *trainable(self.method)]
+        self._optimizers = Optimizers(bench.anchor.optimizer, trainable(self.student))
 
     def batch(self, place: Place, *, mixed: bool = False) -> Batch:
         """Return what the trainer would hand to the method's losses at that place."""
@@ -195,16 +202,18 @@ class Run:
 
     def parameters(self, place: Place) -> list[nn.Parameter]:
         """Return what the phase trains."""
-        phase = self.phases[place.phase]
-        if phase.groups:
-            return [parameter for group in phase.groups() for parameter in group.parameters()]
-        return list(phase.parameters()) if phase.parameters else [*trainable(self.student), *trainable(self.method)]
+        return [parameter for group in self.optimizer(place).param_groups for parameter in group["params"]]
 
     def step(self, place: Place) -> None:
         """Do one optimizer step, and what comes before a phase and after an epoch."""
         if place.step == 0:
-            with torch.no_grad():
-                self.method.before_phase(self._interlude(place, 0, {}))
+            self.before(place)
+        self.train(place)
+        if (place.step + 1) % STEPS == 0:
+            self.after(place)
+
+    def train(self, place: Place) -> None:
+        """Do one optimizer step alone."""
         optimizer = self.optimizer(place)
         optimizer.zero_grad()
         batch = self.batch(place)
@@ -212,34 +221,51 @@ class Run:
         optimizer.step()
         with torch.no_grad():
             self.method.after_step(batch)
-            if (place.step + 1) % STEPS == 0:
-                means = {"total": 1.0}
-                self.method.after_epoch(self._interlude(place, (place.step + 1) // STEPS, means))
 
-    def _interlude(self, place: Place, epoch: int, means: dict[str, float]) -> Interlude:
-        phase = self.phases[place.phase]
-        accuracy = 50.0 if phase.is_main and epoch else None
+    def before(self, place: Place) -> None:
+        """Let the method begin the phase of a step."""
+        with torch.no_grad(), evaluating(self.student, self.method):
+            self.method.before_phase(self._interlude(place, 0, 0, {}))
+
+    def after(self, place: Place) -> object:
+        """Let the method end the epoch of a step, and return what it reports."""
+        epoch = place.step // STEPS
+        with torch.no_grad(), evaluating(self.student, self.method):
+            return self.method.after_epoch(self._interlude(place, epoch, epoch + 1, {"total": 1.0}))
+
+    def _interlude(self, place: Place, epoch: int, done: int, means: dict[str, float]) -> Interlude:
+        phase, parts = self.phases[place.phase], self.bench.context.validation_size // BATCH
+        accuracy = 50.0 if phase.is_main and done and parts else None
+        share = done / self.epochs(place)
 
         def look(first: int | None) -> Iterator[Batch]:
-            with evaluating(self.student, self.method):
-                for number in range(VALIDATION_SIZE // BATCH)[:first]:
-                    yield self.batch(Place(place.phase, number))
+            for number in range(parts)[:first]:
+                yield replace(self.batch(Place(place.phase, number)), epoch=epoch, progress=share, views=())
 
-        return Interlude(phase, epoch, self.student, look, means, accuracy)
+        return Interlude(phase, done, self.student, look, means, accuracy)
 
     def _student_epoch(self, place: Place) -> int:
         before = sum(phase.epochs or 0 for phase in self.phases[: place.phase] if phase.is_main)
         return before + place.step // STEPS
 
     def optimizer(self, place: Place) -> torch.optim.Optimizer:
-        """Return the optimizer of the phase, a new one when the phase starts."""
-        if self._optimizer is None or self._optimizer[0] != place.phase:
-            self._optimizer = place.phase, torch.optim.SGD(self.parameters(place), lr=0.05, momentum=0.9)
-        return self._optimizer[1]
+        """Return the optimizer of the phase, a new one when the phase starts unless it goes on with another.
+
+        Raises:
+            ValueError: If the phase may not train what it does.
+        """
+        optimizer = self._optimizers.of(self.phases[place.phase], self._trained, RATE)
+        set_rate(optimizer, RATE)
+        return optimizer
 
     def schedule(self) -> list[Place]:
-        """Return the steps of a short run: two in each phase, three in the main one."""
-        return [Place(i, step) for i, phase in enumerate(self.phases) for step in range(3 if phase.is_main else 2)]
+        """Return the steps of a short run: first and last of an epoch in each phase, and one more in the main one."""
+        steps = [(0, STEPS - 1, STEPS) if self.epochs(place) > 1 else (0, 1, STEPS - 1) for place in self.places()]
+        return [
+            Place(i, step)
+            for i, phase in enumerate(self.phases)
+            for step in (steps[i] if phase.is_main else (0, STEPS - 1))
+        ]
 
     def places(self) -> list[Place]:
         """Return the first step of each phase."""
@@ -254,8 +280,8 @@ class Run:
         """Return the last step of the phase."""
         return Place(place.phase, self.epochs(place) * STEPS - 1)
 
-    def state(self, place: Place) -> dict[str, Any]:
-        """Return what a checkpoint after ``place`` holds, after a round trip through a file.
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds, after a round trip through a file.
 
         Raises:
             CheckFailure: If the state does not survive it.
@@ -263,7 +289,7 @@ class Run:
         state = {
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer(place).state_dict(),
+            "optimizers": self._optimizers.state(),
         }
         file = io.BytesIO()
         try:
@@ -291,7 +317,7 @@ class Run:
                 f"{self.bench}: a fresh object does not load the state of an interrupted run: {_first_line(error)}. "
                 "Make every buffer in __init__, in its final shape"
             ) from error
-        self.optimizer(place).load_state_dict(state["optimizer"])
+        self._optimizers.load(state["optimizers"], self.phases, place.phase, self._trained)
 
 
 @cache

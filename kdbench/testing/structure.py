@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.errors import Unsupported
 from kdbench.method import Losses, Phase, TapRequest, total, trainable
 from kdbench.phases import check_phases as phases_fit
-from kdbench.testing.bench import Bench, Place, Run
+from kdbench.testing.bench import Bench, Place, Run, equal
 from kdbench.testing.failure import CheckFailure
 from kdbench.testing.outcome import check
 from kdbench.types import Term
@@ -57,12 +59,11 @@ def check_phases(bench: Bench) -> None:
         raise CheckFailure(f"{bench}: {error}") from None
     for phase in phases:
         _check_phase(bench, phase)
+    _check_trained(bench, phases)
 
 
 def _check_phase(bench: Bench, phase: Phase) -> None:
     where = f"{bench}: phase '{phase.name}'"
-    if phase.epochs is not None and phase.epochs < 0:
-        raise CheckFailure(f"{where}: epochs is {phase.epochs}; a phase has 0 or more")
     if phase.learning_rate is not None and not phase.learning_rate > 0:
         raise CheckFailure(f"{where}: learning_rate is {phase.learning_rate}; give a rate above 0, or None")
     if phase.losses is not None and not callable(phase.losses):
@@ -70,6 +71,20 @@ def _check_phase(bench: Bench, phase: Phase) -> None:
     chosen = list(phase.parameters()) if phase.parameters else None
     if chosen is not None and not (chosen and all(isinstance(item, nn.Parameter) for item in chosen)):
         raise CheckFailure(f"{where}: parameters() must return at least one parameter, and only parameters")
+
+
+def _check_trained(bench: Bench, phases: tuple[Phase, ...]) -> None:
+    run = bench.start()
+    for number, phase in enumerate(phases):
+        if phase.freeze is not None and phase.freeze.level >= 0:
+            raise CheckFailure(
+                f"{bench}: phase '{phase.name}' freezes parts of the student (level {phase.freeze.level}) though "
+                "context.freezing is False; freeze only where the anchor allows it"
+            )
+        try:
+            run.optimizer(Place(number, 0))
+        except ValueError as error:
+            raise CheckFailure(f"{bench}: {error}") from None
 
 
 @check(structural=True)
@@ -156,3 +171,49 @@ def check_gradient(bench: Bench) -> None:
 def _reached(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
     loss.backward()  # type: ignore[no-untyped-call]
     return any(p.grad is not None and bool(torch.count_nonzero(p.grad)) for p in parameters)
+
+
+@check(structural=True)
+def check_interludes(bench: Bench) -> None:
+    """Hooks between epochs report numbers and words, spare the student that is scored, and need no validation split."""
+    for run in _with_and_without_a_split(bench):
+        scored = max(i for i, phase in enumerate(run.phases) if phase.is_main)
+        for first in run.places():
+            last = run.last(first)
+            _hook(run, "before_phase", partial(run.before, first), scored=first.phase > scored)
+            run.train(last)
+            said = _hook(run, "after_epoch", partial(run.after, last), scored=first.phase >= scored)
+            if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
+                raise CheckFailure(
+                    f"{bench}: after_epoch() returned {_short(said)}; return a dict of name to number or word, {{}} if "
+                    "there is nothing to report"
+                )
+            if odd := [name for name, value in said.items() if not _is_reported(value)]:
+                raise CheckFailure(
+                    f"{bench}: after_epoch() reports '{odd[0]}' as {_short(said[odd[0]])}; report numbers and words"
+                )
+
+
+def _with_and_without_a_split(bench: Bench) -> Iterator[Run]:
+    yield bench.start()
+    try:
+        blind = Bench(bench.method_type, bench.pair, validation=0).start()
+    except Unsupported:  # a method may say that it needs one
+        return
+    yield blind
+
+
+def _hook(run: Run, name: str, call: Callable[[], object], *, scored: bool) -> object:
+    before = {key: value.clone() for key, value in run.student.state_dict().items()}
+    said = call()
+    if scored and (moved := [key for key, value in run.student.state_dict().items() if not equal(value, before[key])]):
+        raise CheckFailure(
+            f"{run.bench}: {name}() changed '{moved[0]}' of the student after its last epoch, which is the one that is "
+            "scored; restore weights before it"
+        )
+    return said
+
+
+def _is_reported(value: object) -> bool:
+    number = isinstance(value, Tensor) and value.ndim == 0
+    return number or isinstance(value, str | int | float)

@@ -14,7 +14,7 @@ from kdbench.errors import KdbenchError
 from kdbench.files import set_aside, sweep_temporary, write_atomic
 
 KEEP = 2
-SCHEMA = 1
+SCHEMA = 2  # 2: several optimizers, notes
 _NAME = re.compile(r"^p(\d+)-e(\d+)-s(\d+)-([0-9a-f]{16})\.pt$")
 State = dict[str, Any]
 

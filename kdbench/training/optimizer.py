@@ -46,7 +46,7 @@ class Optimizers:
 
     def __init__(self, config: Optimizer, student: Sequence[nn.Parameter]) -> None:
         self.config = config
-        self._of_student = {id(parameter) for parameter in student}
+        self._student = tuple(student)
         self._made: dict[str, torch.optim.Optimizer] = {}
 
     def of(self, phase: Phase, everything: Iterable[nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -73,23 +73,25 @@ class Optimizers:
         return self._made[key]
 
     def _groups(self, phase: Phase, everything: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
-        if phase.groups is None:
-            chosen = phase.parameters() if phase.parameters else everything
-            return [{"params": list(chosen), FACTOR: 1.0}]
-        groups = phase.groups()
-        if phase.is_main:
-            self._keep_the_anchor(phase, groups)
+        chosen = phase.parameters or (lambda: everything)
+        groups = phase.groups() if phase.groups else [Group(chosen)]
         decays = [{} if group.weight_decay is None else {"weight_decay": group.weight_decay} for group in groups]
-        made = [
+        made: list[dict[str, Any]] = [
             {"params": list(group.parameters()), FACTOR: group.rate, **decay}
             for group, decay in zip(groups, decays, strict=True)
         ]
+        if phase.is_main:
+            self._keep_the_anchor(phase, groups)
+            named = {id(parameter) for group in made for parameter in group["params"]}
+            # A method can name its own parameters alone; the student is trained whatever it names.
+            made.insert(0, {"params": [p for p in self._student if id(p) not in named], FACTOR: 1.0})
         return [group for group in made if group["params"]]
 
     def _keep_the_anchor(self, phase: Phase, groups: Sequence[Group]) -> None:
+        of_student = {id(parameter) for parameter in self._student}
         for group in groups:
             own = group.rate == 1 and group.weight_decay is None
-            if not own and any(id(parameter) in self._of_student for parameter in group.parameters()):
+            if not own and any(id(parameter) in of_student for parameter in group.parameters()):
                 raise ValueError(
                     f"phase '{phase.name}': a group gives parameters of the student a rate factor {group.rate:g} or a "
                     "weight decay of their own; the anchor has both, so declare a Deviation"

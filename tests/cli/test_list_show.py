@@ -183,3 +183,13 @@ def test_show_suggests_the_nearest_name(name: str, nearest: str) -> None:
         f"unknown name '{name}'. Did you mean '{nearest}'? All: kdbench list "
         "methods|backbones|pairs|datasets|anchors|recipes|presets|ladders"
     )
+
+
+def test_show_pair_prints_what_has_been_published() -> None:
+    lines = kdbench("show", "res32x4_res8x4").out.splitlines()
+    header = next(line for line in lines if line.startswith("claimed %")).split()
+    assert header[2:] == ["RepDistiller", "SSKD", "SimKD", "mdistiller"]
+    assert ["student", "72.50", "72.51", "73.09"] in [line.split() for line in lines]
+    assert "  anchor crd, 240 epochs, cifar100; epoch best-test, teacher 79.63 %" in lines
+    assert "never ranked" in lines[-1]
+    assert "claimed" not in kdbench("show", "tiny").out

@@ -11,12 +11,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from kdbench.errors import ConfigError, PluginError
-from kdbench.method import AnyMethod, TapRequest
+from kdbench.errors import ConfigError, PluginError, Unsupported
+from kdbench.method import AnyMethod, Batch, Losses, Options, Phase, TapRequest
 from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
+from kdbench.testing.bench import PAIR, TWO_TEACHERS, pair_for
 from kdbench.testing.outcome import STRUCTURAL
-from kdbench.types import Pair, Taps
+from kdbench.types import Context, Pair, PairInfo, Taps
 
 
 def _load(name: str, file: str) -> ModuleType:
@@ -31,6 +33,7 @@ def _load(name: str, file: str) -> ModuleType:
 
 subjects = _load("kit_subjects", "subjects.py")
 _load("kit_behaviour", "subjects_behaviour.py")  # adds to subjects.BROKEN
+staged = _load("kit_phases", "subjects_phases.py")  # and so does this
 
 
 def _id(value: object) -> str | None:
@@ -53,7 +56,7 @@ def test_every_check_has_a_broken_subject() -> None:
     assert {check for _, check, _ in subjects.BROKEN} == set(METHOD_CHECKS)
 
 
-@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain], ids=_id)
+@pytest.mark.parametrize("subject", [subjects.Sound, subjects.Plain, staged.Staged], ids=_id)
 def test_sound_subjects_pass(subject: type[AnyMethod]) -> None:
     results = check_method(subject)
     assert [result.message for result in results if not result.ok] == []
@@ -80,6 +83,59 @@ def test_taps_hold_for_the_first_teacher_unless_every_one_is_asked() -> None:
         METHOD_CHECKS["builds"](Deep, pair)
 
 
+class Several(subjects.Plain):  # type: ignore[misc, name-defined]
+    """Wants two teachers, and a phase before the main one whose images are never mixed."""
+
+    name = "several"
+
+    def __init__(self, options: Options, context: Context) -> None:
+        super().__init__(options, context)
+        if len(context.teachers) < 2:
+            raise Unsupported("needs two teachers, the pair has one")
+        self.share = nn.Parameter(torch.zeros(()))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return Phase("share", 1, self.share_losses, lambda: [self.share], mixes=False), Phase()
+
+    def share_losses(self, batch: Batch) -> Losses:
+        assert batch.mix is None
+        one, other = (teacher.logits for teacher in batch.teachers)
+        return {"ce": batch.supervised(one.lerp(other, self.share.sigmoid()))}
+
+
+class Picky(subjects.Plain):  # type: ignore[misc, name-defined]
+    name = "picky"
+
+    @classmethod
+    def supports(cls, pair: PairInfo) -> str | None:
+        return None if len(pair.teachers) > 1 else "two teachers or nothing"
+
+
+class Never(Several):
+    name = "never"
+
+    def __init__(self, options: Options, context: Context) -> None:
+        super().__init__(options, context)
+        raise Unsupported("cannot be built on any pair")
+
+
+@pytest.mark.parametrize("subject", [Several, Picky], ids=_id)
+def test_a_method_that_declines_one_teacher_gets_two(subject: type[AnyMethod]) -> None:
+    assert pair_for(subject) is TWO_TEACHERS
+    results = check_method(subject)
+    assert [result.message for result in results if not result.ok] == []
+    assert [result.name for result in results] == list(METHOD_CHECKS)
+    one = check_method(subject, pair=PAIR)  # a pair that is named is the pair that is meant
+    assert not one[-1].ok
+
+
+def test_other_methods_get_one_teacher() -> None:
+    assert pair_for(subjects.Plain) is pair_for(Never) is PAIR
+    last = check_method(Never)[-1]
+    assert (last.name, last.ok) == ("builds", False)
+    assert "needs two teachers, the pair has one" in last.message
+
+
 def test_an_unknown_backbone_is_the_callers_fault() -> None:
     with pytest.raises(ConfigError, match=r"unknown backbone 'resnet8w4'\. Did you mean 'resnet8_w4'"):
         check_method(subjects.Plain, pair=Pair("kit", "resnet8w4", ("resnet14_w8",), "digits"))
@@ -102,3 +158,13 @@ def test_the_process_is_left_as_it_was() -> None:
     assert np.random.get_state()[1].tolist() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
     assert torch.get_num_threads() == before[3]
+
+
+def test_a_method_may_decline_to_train_without_a_validation_split() -> None:
+    class Demanding(subjects.Plain):  # type: ignore[misc, name-defined]
+        def __init__(self, options: object, context: Context) -> None:
+            super().__init__(options, context)
+            if not context.validation_size:
+                raise Unsupported("it measures itself on the validation split")
+
+    METHOD_CHECKS["interludes"](Demanding)

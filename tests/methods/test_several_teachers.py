@@ -31,7 +31,9 @@ def known() -> Registry:
 
 
 def taught() -> Iterable[str]:
-    return sorted(name for name, method in known().methods.as_mapping().items() if method.uses_teacher)
+    """Return the methods that are taught what the anchor says, not a target of their own."""
+    methods = known().methods.as_mapping().items()
+    return sorted(name for name, kind in methods if kind.uses_teacher and "loss.kd_target" not in kind.owns)
 
 
 def bench(method: type[AnyMethod], count: int, **loss: object) -> Bench:

@@ -57,9 +57,10 @@ def is_own(path: Path, own: Path) -> bool:
     return own.parent in path.parents if own.name == "__init__.py" else path == own
 
 
-def is_data_of_a_method(path: Path) -> bool:
-    """Return whether a file is data of a method that is a package: its presets and ladders may name any method."""
-    return path.suffix == ".yaml" and (PACKAGE / "methods") in path.parents
+def may_name_methods(path: Path) -> bool:
+    """Return whether a file is data about methods: presets and ladders of a method's package, or claims."""
+    folders = (PACKAGE / "methods", PACKAGE / "leaderboard" / "claims")
+    return path.suffix == ".yaml" and any(folder in path.parents for folder in folders)
 
 
 def test_no_method_is_named_outside_its_own_file(registry: Registry) -> None:
@@ -68,7 +69,7 @@ def test_no_method_is_named_outside_its_own_file(registry: Registry) -> None:
         own = Path(registry.methods.owner(name).file)
         word = re.compile(rf"(?<![.\w]){re.escape(name)}\b")
         for path in (*SOURCES, *PACKAGE.rglob("*.yaml")):
-            if is_own(path, own) or is_data_of_a_method(path):
+            if is_own(path, own) or may_name_methods(path):
                 continue
             named = name in constants(path) if len(name) <= SHORT else word.search(path.read_text(encoding="utf-8"))
             # An English "at" in a description is no name of a method.

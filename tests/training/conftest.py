@@ -30,6 +30,7 @@ from kdbench.plan import dataset_ref
 from kdbench.records import Record
 from kdbench.spec import DatasetRef, RunSpec
 from kdbench.store import RunFolder, RunStore
+from kdbench.testing.bench import TWO_TEACHERS, pair_for
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.environment import Machine
@@ -229,9 +230,19 @@ class Lab:
         write_artefact(copy, network, predictions, source.info, self.dataset, **about)
         return name
 
+    def spec_for(self, method: str, anchor: Anchor) -> RunSpec:
+        """Return the spec of a method's run on a pair with one teacher, or with two if it declines one."""
+        if pair_for(self.place.registry.methods[method]) is not TWO_TEACHERS:
+            return self.spec(method, anchor=anchor)
+        second = "resnet8_w4"
+        teachers = (self.teacher, self.make_teacher(second))
+        return self.spec(method, anchor=anchor, networks=(TINY[0], (*TINY[1], second)), teachers=teachers)
+
     def digest_after(self, spec: RunSpec, where: str) -> str:
-        """Return the digest at the end of one run."""
-        return digest(self.train([spec], where)[0].lane)
+        """Return the digest at the end of one run, which must be sound: failures are alike too."""
+        lane = self.train([spec], where)[0].lane
+        assert lane.failure is None
+        return digest(lane)
 
 
 @pytest.fixture(autouse=True)

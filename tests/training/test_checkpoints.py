@@ -127,7 +127,7 @@ def test_another_schema_is_a_clear_error_and_nothing_is_lost(tmp_path: Path, mon
         patch.setattr(checkpoint, "SCHEMA", 7)
         folder.save(_tensors(1), (0, 1, 0))
     (path,) = _files(folder)
-    with pytest.raises(KdbenchError, match=r"\.pt: checkpoint schema 7, this kdbench reads 1; finish the run with"):
+    with pytest.raises(KdbenchError, match=r"\.pt: checkpoint schema 7, this kdbench reads 2; finish the run with"):
         folder.newest()
     assert _files(folder) == [path]
 

@@ -93,6 +93,32 @@ def test_the_students_rate_and_decay_are_the_anchors_in_the_main_phase(
     assert found.param_groups[1]["weight_decay"] == (0.1 if decay is None else decay)
 
 
+def test_in_the_main_phase_helpers_have_groups_beside_the_student(lab: Any) -> None:
+    """A method cannot name the student's parameters; they are trained whatever it names, at the anchor's rate."""
+
+    def losses(self: Any, batch: Any) -> Any:
+        return {"ce": batch.supervised(), **self.shrink(batch)}
+
+    def grouped(self: Any) -> tuple[Phase, ...]:
+        return (Phase(groups=lambda: [Group(self.helper.parameters, 10.0)]),)
+
+    def chosen(self: Any) -> tuple[Phase, ...]:
+        return (Phase(parameters=self.helper.parameters),)
+
+    ends = {}
+    for name, course, factor in (("grouped", grouped, 10.0), ("chosen", chosen, 1.0)):
+        lab.probe(name, losses=losses, phases=course)
+        spec = lab.spec(name, anchor=lab.anchor(**PLAIN))
+        one, two = (lab.stopped(spec, f"{name}{steps}", steps) for steps in (1, 2))
+        torch.testing.assert_close(
+            two["method"]["helper.weight"], one["method"]["helper.weight"] * (1 - 0.01 * factor), rtol=1e-5, atol=1e-8
+        )
+        ends[name] = lab.digest_of(two["student"])
+    lab.probe("whole", losses=losses)
+    whole = lab.stopped(lab.spec("whole", anchor=lab.anchor(**PLAIN)), "whole", 2)
+    assert set(ends.values()) == {lab.digest_of(whole["student"])}
+
+
 def test_a_lane_whose_groups_are_refused_ends_alone(lab: Any) -> None:
     def phases(self: Any) -> tuple[Phase, ...]:
         return (Phase("head", 1, self.of_helper, groups=lambda: [Group(self.helper.parameters, -1.0)]), Phase())

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from kdbench.registry import load
-from kdbench.testing.bench import TWO_TEACHERS, pair_for
 
 EPOCHS = 3
-KNOWN = load()
-BUILT_IN = [m.name for m in KNOWN.methods.values() if m.__module__.startswith("kdbench.methods.")]
+BUILT_IN = [m.name for m in load().methods.values() if m.__module__.startswith("kdbench.methods.")]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
@@ -42,10 +40,7 @@ def killed_after(steps: int, work: Callable[[Callable[[], bool]], object]) -> bo
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_killed_in_each_phase(lab: Any, method: str) -> None:
-    several = pair_for(KNOWN.methods[method]) is TWO_TEACHERS
-    networks = ("resnet8_w4", ("resnet14_w8", "resnet8_w4")) if several else ("resnet8_w4", ("resnet14_w8",))
-    teachers = (lab.teacher, lab.make_teacher("resnet8_w4")) if several else (lab.teacher,)
-    spec = lab.spec(method, anchor=lab.anchor(schedule__epochs=EPOCHS), networks=networks, teachers=teachers)
+    spec = lab.spec_for(method, lab.anchor(schedule__epochs=EPOCHS))
     (whole,) = lab.train([spec], "whole")
     assert whole.lane.failure is None
     assert not whole.lane.diverged

@@ -50,7 +50,7 @@ def test_a_stopped_run_ends_in_the_bits_of_an_uninterrupted_one(
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_every_built_in_method_resumes_exactly(lab: Any, method: str) -> None:
-    spec = lab.spec(method, anchor=lab.anchor(data__cutmix_alpha=1.0, step__ema_decay=0.9))
+    spec = lab.spec_for(method, lab.anchor(data__cutmix_alpha=1.0, step__ema_decay=0.9))
     expected = lab.digest_after(spec, "whole")
     for where, stop in (("middle", 6), ("end of an epoch", 4), ("late", 11)):
         with pytest.raises(Interrupted):

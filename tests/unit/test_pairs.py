@@ -33,6 +33,7 @@ SHIPPED: dict[str, tuple[str, tuple[str, ...], str]] = {
     **{name: (student, (teacher,), "cifar100") for name, (student, teacher) in STANDARD.items()},
     "res20_res8": ("resnet8", ("resnet20",), "cifar100"),
     "res56he_shuv2": ("ShuffleV2", ("resnet56_he",), "cifar10"),
+    "res56he_res20he_res8": ("resnet8", ("resnet56_he", "resnet20_he"), "cifar10"),
     "tiny": ("resnet8_w4", ("resnet14_w8",), "digits"),
     "tiny_two": ("resnet8_w4", ("resnet14_w8", "resnet8_w4"), "digits"),
 }

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Backbone, Network, by_channels
+from kdbench.backbones.freezing import FreezeLevel
 from kdbench.datasets.base import Dataset, DatasetInfo, Split
-from kdbench.errors import ConfigError, PluginError, ProblemList, Unsupported
+from kdbench.errors import ConfigError, KdbenchError, PluginError, ProblemList, Unsupported
 from kdbench.memory import estimate, student_costs, teacher_costs, teacher_flops, too_large
 from kdbench.method import AnyMethod, Batch, Losses, LossProtocol, Method, Options, Phase, Setup, TapRequest, View
 from kdbench.options import apply_deviations
@@ -846,3 +847,92 @@ def test_info_of_the_pair_is_that_of_supports(plan: Plan_) -> None:
             return super().losses(batch)
 
     assert plan(Asks).runs
+
+
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+
+FREEZES = """\
+name: freezes
+loss: {ce_alpha: 0.5, kd_alpha: 0.5}
+optimizer: {lr: 0.1, weight_decay: 0}
+schedule: {epochs: 2}
+data: {batch_size: 16}
+step: {}
+freezing: {use_partial_freeze: true}
+"""
+
+
+def passes_of(plan: Plan_, *phases: Phase, pair: str = "tiny", **attributes: object) -> Passes:
+    """Return the passes of a guest with these phases; its plan must have no problem."""
+    method = made(Guest, "phased", phases=lambda _self: phases, **attributes)
+    found: Passes = plan(method, pairs=(pair,)).passes[pair, "phased"]
+    return found
+
+
+def test_own_forwards_are_in_the_plan_and_teachers_may_rest(plan: Plan_) -> None:
+    alone: Callable[[Batch], Losses] = lambda batch: {"ce": batch.supervised()}  # noqa: E731
+    part = Phase("own", EPOCHS, main=True, teachers=False, own_forwards=3, losses=alone)
+    assert passes_of(plan, part) == Passes(EPOCHS, 3 * EPOCHS)
+    head = Phase("head", 4, student="off", losses=lambda batch: {"x": Term(batch.teacher.logits.mean())})
+    assert passes_of(plan, head, Phase()) == Passes(EPOCHS, EPOCHS + 4)
+    resting = Phase("head", 4, student="eval", teachers=False, losses=alone)
+    assert passes_of(plan, resting, Phase()) == Passes(EPOCHS + 4, EPOCHS)
+
+
+def test_own_forwards_are_shared_among_the_teachers_of_the_plan(plan: Plan_) -> None:
+    """The plan counts passes of each teacher: two of own networks are one of each of two teachers."""
+    part = Phase("own", EPOCHS, main=True, own_forwards=2)
+    assert passes_of(plan, part, pair="two") == Passes(EPOCHS, 2 * EPOCHS)
+
+
+def test_parts_count_once_and_empty_ones_not_at_all(plan: Plan_) -> None:
+    parts = (Phase("a", 1, main=True), Phase("none", 0), Phase("b", EPOCHS - 1, main=True))
+    assert passes_of(plan, *parts) == Passes(EPOCHS, EPOCHS)
+
+
+def test_a_phase_sees_what_it_says_it_sees(plan: Plan_) -> None:
+    def shown(batch: Batch) -> Losses:
+        assert batch.teachers == ()
+        assert batch.student.logits.shape[1] == 0
+        assert batch.mix is None
+        return {"x": Term(batch.images.mean())}
+
+    head = Phase("head", 1, student="off", teachers=False, mixes=False, losses=shown)
+    assert passes_of(plan, head, Phase()) == Passes(EPOCHS, EPOCHS)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ((Phase("a", EPOCHS + 1, main=True),), "the parts of the main phase have [3] epochs, the anchor has 2"),
+        ((Phase("a", -1), Phase()), "phase 'a': epochs is -1"),
+        ((Phase("a", 1, continues="b"), Phase()), "continues 'b', which is no phase before it"),
+        (
+            (Phase(freeze=FreezeLevel(0)),),
+            "phase 'main' freezes parts of the student (level 0), but the anchor has freezing.use_partial_freeze false",
+        ),
+    ],
+)
+def test_phases_that_cannot_be_trained_are_in_the_plan(plan: Plan_, phases: tuple[Phase, ...], message: str) -> None:
+    method = made(Guest, "phased", phases=lambda _self: phases)
+    with pytest.raises(KdbenchError) as caught:
+        plan(method)
+    assert message in str(caught.value)
+
+
+def test_levels_beyond_the_blocks_are_in_the_plan(plan: Plan_, tmp_path: Path) -> None:
+    anchor = tmp_path / "freezes.yaml"
+    anchor.write_text(FREEZES)
+    for level, refused in ((1, False), (9, True)):
+        method = made(Guest, "phased", phases=lambda _self, level=level: (Phase(freeze=FreezeLevel(level)),))
+        if refused:
+            with pytest.raises(KdbenchError, match="9"):
+                plan(method, anchor=str(anchor))
+        else:
+            plan(method, anchor=str(anchor))
+
+
+def test_a_level_that_freezes_nothing_needs_neither_leave_nor_blocks(plan: Plan_) -> None:
+    """``reticent`` publishes no blocks."""
+    assert passes_of(plan, Phase(freeze=FreezeLevel()), pair="reticents") == Passes(EPOCHS, EPOCHS)

@@ -65,8 +65,8 @@ class Memory:
     terms: frozenset[str] = frozenset()
     student: Snapshot = field(default_factory=Snapshot)
 
-    def begin_adaptation(self) -> None:
-        """Start an A-Step: what it measures counts from now."""
+    def end_adaptation(self) -> None:
+        """Forget what an A-Step measured: the next has references of its own, and no B-Step's checkpoint the copies."""
         self.synergy, self.guard, self.guarded = Snapshot(), Guard(), Snapshot()
 
     def to_state(self) -> State:

@@ -259,10 +259,9 @@ class ASIB(Method[ASIBOptions]):
     # --- between epochs ------------------------------------------------------------------------------------------
 
     def before_phase(self, interlude: Interlude) -> None:
-        """Begin an A-Step's references, or make sure that the gate was measured once before a B-Step."""
+        """Make sure before a B-Step that the gate was measured once; a stage's first one begins its best student."""
         step = self._step(interlude)
         if step.kind == "a":
-            self.memory.begin_adaptation()
             return
         if step.turn == 0:
             self.memory.student = Snapshot(best=0.0)
@@ -294,7 +293,7 @@ class ASIB(Method[ASIBOptions]):
         if last:
             memory.synergy.restore(parts)
             report["best_synergy_acc"] = memory.synergy.best
-            memory.begin_adaptation()  # checkpoints of the B-Step need no copies of the A-Step's
+            memory.end_adaptation()
         return {**report, **self._gate_report()}
 
     def _guarded(self, loss: float, parts: list[nn.Module]) -> dict[str, float | str]:

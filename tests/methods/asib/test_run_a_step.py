@@ -216,6 +216,18 @@ def test_the_guard_halves_every_rate_that_follows(two: Any) -> None:
     assert [r.learning_rate for r in _a(lane)] == pytest.approx([0.01, 0.0075, 0.5 * 0.0025])
 
 
+def test_each_a_step_has_references_of_its_own(two: Any, script: Callable[..., None]) -> None:
+    """A loss above that of the A-Step before is no worse epoch, an accuracy below that A-Step's may be the best."""
+    script("synergy", [90.0, 20.0])
+    losses = iter([1.0, 2.0])
+    guarded = ASIB._guarded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ASIB, "_guarded", lambda self, _loss, parts: guarded(self, next(losses), parts))
+        lane = two.run(num_stages=2, teacher_adapt_epochs=1, synergy_only_epochs=0)
+    assert all("guarded" not in report.metrics for report in _a(lane))
+    assert [report.metrics["best_synergy_acc"] for report in _a(lane)] == [90.0, 20.0]
+
+
 def test_without_the_guard_nothing_is_undone(two: Any) -> None:
     losses = iter([1.0, 2.0])
     guarded = ASIB._guarded
@@ -226,7 +238,9 @@ def test_without_the_guard_nothing_is_undone(two: Any) -> None:
     assert lane.method.memory.rate == 1.0
 
 
-def test_a_batch_without_a_finite_loss_is_left_out_and_counted(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_a_finite_loss_is_left_out_and_counted(
+    two: Any, moments: list[Any], helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, calls = ASIB.a_losses, []
 
     def broken(self: ASIB, step: Any, batch: Any) -> Any:
@@ -254,18 +268,18 @@ def test_a_gate_that_was_never_measured_is_measured_before_the_b_step() -> None:
     place = next(Place(index, 0) for index, phase in enumerate(run.phases) if phase.name == "b1")
     assert run.method.memory.last_synergy_acc is None
     with torch.no_grad():
-        run.method.before_phase(run._interlude(place, 0, {}))
+        run.method.before_phase(run._interlude(place, 0, 0, {}))
     first = run.method.memory.last_synergy_acc
     assert first is not None
     assert 0 <= first <= 1
     run.method.memory.last_synergy_acc = 0.42
     with torch.no_grad():
-        run.method.before_phase(run._interlude(place, 0, {}))
+        run.method.before_phase(run._interlude(place, 0, 0, {}))
     assert run.method.memory.last_synergy_acc == 0.42  # B-Steps only ever initialise it
 
 
 def test_nothing_is_measured_where_the_synergy_is_no_target() -> None:
     run = bench(kd_target="avg").start()
     place = next(Place(index, 0) for index, phase in enumerate(run.phases) if phase.name == "b1")
-    run.method.before_phase(run._interlude(place, 0, {}))
+    run.method.before_phase(run._interlude(place, 0, 0, {}))
     assert run.method.memory.last_synergy_acc is None
