@@ -58,8 +58,8 @@ def take(split: Split, indices: NDArray[np.int64]) -> Split:
 def per_class_subset(split: Split, per_class: int, classes: Sequence[str]) -> Split:
     """Return ``per_class`` images of each class that has any, in their original order.
 
-    The images are the first of each class in an :func:`ordering` keyed by ``numpy_generator(0, "subset")``, so they are the same for
-    every method and seed, and a smaller subset is contained in a larger one.
+    The images are the first of each class in an :func:`ordering` keyed by ``numpy_generator(0, "subset")``, so they are
+    the same for every method and seed, and a smaller subset is contained in a larger one.
 
     Args:
         split: Training images.
@@ -85,7 +85,8 @@ def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tup
     """Cut a class-balanced validation split off the training images; both keep the original order.
 
     Of a class with n > 0 images, ``round(fraction * n)`` are cut, at least 1: the first in an :func:`ordering` keyed by
-    ``numpy_generator(0, "split", "validation")``, so they are the same for every method and seed, and for parts of one dataset.
+    ``numpy_generator(0, "split", "validation")``, so they are the same for every method and seed, and for parts of one
+    dataset.
 
     Args:
         split: Training images.
