@@ -380,10 +380,9 @@ def test_write_makes_whole_files_with_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("formats", "message"),
     [
-        (["md", "html"], "--format: 'html' is not available yet; allowed: md, json, csv"),
-        (["latex"], "--format: 'latex' is not available yet; allowed: md, json, csv"),
-        (["md", "jsn"], "--format: unknown format 'jsn'. Did you mean 'json'? Allowed: md, json, csv"),
-        ([], "--format: none given; allowed: md, json, csv"),
+        (["md", "pdf"], "--format: unknown format 'pdf'. Allowed: md, html, json, csv, latex"),
+        (["md", "jsn"], "--format: unknown format 'jsn'. Did you mean 'json'? Allowed: md, html, json, csv, latex"),
+        ([], "--format: none given; allowed: md, html, json, csv, latex"),
     ],
 )
 def test_an_unknown_format_writes_nothing(tmp_path: Path, formats: list[str], message: str) -> None:
