@@ -24,6 +24,7 @@ demo: setup
 	$(BIN)/kdbench run --method student,vanilla_kd,dkd,dist --pair tiny --seeds 5 --anchor crd_short --jobs 2 --threads 1 \
 		--out demo/runs --teachers demo/teachers
 	$(BIN)/kdbench leaderboard demo/runs --out demo/board
+	@echo "The tables with their seeds and plots: open demo/board/leaderboard.html in a browser."
 
 test: lint types imports unit
 

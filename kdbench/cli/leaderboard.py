@@ -13,14 +13,30 @@ from kdbench.cli.main import State
 @click.command("leaderboard")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @path_option("--out", "board", "Folder the tables are written to.")
-@click.option("--format", "formats", default="md,json", show_default=True, metavar="F[,F]", help="md, json, csv.")
+@click.option(
+    "--format",
+    "formats",
+    default="md,json,html",
+    show_default=True,
+    metavar="F[,F]",
+    help="md, html (a page with plots), json, csv, latex.",
+)
 @click.option("--records", is_flag=True, help="Copy the records to OUT/runs, so that anyone can rebuild the tables.")
 @click.pass_obj
 def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
-    """Write tables from the records under RUNS (default: runs) and print the Markdown one."""
+    """Write tables and a page from the records under RUNS (default: runs) and print the Markdown table."""
     from kdbench.errors import ConfigError
-    from kdbench.leaderboard import Cell, build, check_formats, publish, to_markdown, write, write_manifest
-    from kdbench.leaderboard.publishing import FILES as PUBLISHED
+    from kdbench.leaderboard import (
+        CURVES,
+        build,
+        check_formats,
+        publish,
+        read_cells,
+        to_markdown,
+        write,
+        write_manifest,
+    )
+    from kdbench.leaderboard.publishing import published_files
     from kdbench.store import RunStore
 
     wanted = names(formats)
@@ -33,15 +49,15 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
         found += here
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     columns = [method.name for method in baselines]
-    board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in found], columns)
+    curves = not set(wanted).isdisjoint(CURVES)
+    board = build(read_cells(found, curves=curves), columns)
     copies = []
     if records:  # the tables are then made from the copies, so that anyone gets the same bytes
         copies = publish([run for run, _ in found], out).runs()
-        board = build([Cell(spec, run.peek(), str(run.path)) for run, spec in copies], columns)
+        board = build(read_cells(copies, curves=curves), columns)
     paths = list(write(board, out, wanted))
     if records:
-        published = [run.path / name for run, _ in copies for name in PUBLISHED if (run.path / name).is_file()]
-        paths.append(write_manifest(out, [*paths, *published], columns))
+        paths.append(write_manifest(out, [*paths, *published_files(copies)], columns))
     click.echo(to_markdown(board))
     for path in paths:
         click.echo(f"wrote {path}")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from kdbench.leaderboard.as_csv import to_csv
+from kdbench.leaderboard.as_html import to_html
 from kdbench.leaderboard.as_json import to_json
+from kdbench.leaderboard.as_latex import to_latex
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.manifest import MANIFEST, Manifest, write_manifest
 from kdbench.leaderboard.model import Cell, Leaderboard
 from kdbench.leaderboard.publishing import publish
-from kdbench.leaderboard.writing import FORMATS, check_formats, write
+from kdbench.leaderboard.reading import read_cells
+from kdbench.leaderboard.writing import CURVES, FORMATS, check_formats, write
 
 __all__ = [
+    "CURVES",
     "FORMATS",
     "MANIFEST",
     "Cell",
@@ -20,8 +24,11 @@ __all__ = [
     "build",
     "check_formats",
     "publish",
+    "read_cells",
     "to_csv",
+    "to_html",
     "to_json",
+    "to_latex",
     "to_markdown",
     "write",
     "write_manifest",

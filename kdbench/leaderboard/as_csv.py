@@ -6,72 +6,40 @@ import csv
 import io
 
 from kdbench.leaderboard.claims_text import claim_columns, claim_names
-from kdbench.leaderboard.model import STATUSES, Gain, Leaderboard, Row, Table
+from kdbench.leaderboard.columns import Value, groups
+from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.text import plain
-from kdbench.stats import Summary
 
-Value = str | int | float | None
 _FORMULA = ("=", "+", "-", "@")
+Fields = dict[str, Value]
+Line = tuple[Fields, Fields, Fields]  # those of every board, those that depend on its baselines, those on its claims
 
 
 def to_csv(board: Leaderboard) -> str:
     """Return the board as CSV; what is unknown is empty, and text a spreadsheet would run is quoted with ``'``."""
-    names = list(dict.fromkeys(name for table in board.tables for name in table.baselines))
     by = claim_names(board)
-    lines = [
-        _line(table, row, names) | claim_columns(table.claims, row.method, by)
-        for table in board.tables
-        for row in table.rows
-    ]
+    lines = [_line(table, row, by) for table in board.tables for row in table.rows]
+    names = list(dict.fromkeys(name for part in range(3) for line in lines for name in line[part]))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_safe(name) for name in lines[0]] if lines else [])
-    writer.writerows([_safe(value) for value in line.values()] for line in lines)
+    writer.writerow([_safe(name) for name in names])
+    writer.writerows([_safe((a | b | c).get(name)) for name in names] for a, b, c in lines)
     return file.getvalue()
 
 
-def _line(table: Table, row: Row, baselines: list[str]) -> dict[str, Value]:
-    gains = {gain.baseline: gain for gain in row.gains}
-    line: dict[str, Value] = {
+def _line(table: Table, row: Row, by: list[str]) -> Line:
+    fixed: Fields = {
         "anchor": table.anchor,
         "anchor_sha256": table.anchor_sha256,
         "dataset": table.dataset.label,
         "pair": table.pair,
         "division": table.division,
-        "method": row.method,
-        "method_version": row.method_version,
-        "planned": row.planned,
-        **{status: row.count(status) for status in STATUSES},
-        **_summary("accuracy", row.scored),
-        **_summary("ok_only", row.ok_only),
-        "train_seconds": row.train_seconds,
-        "deployed_parameters": "-".join(map(str, row.deployed_parameters)),
-        "agreement_with_teacher": row.agreement,
-        "deviations": "; ".join(f"{d.key}={d.value}" for d in row.deviations),
     }
-    for name in baselines:
-        line |= _gain(name, gains.get(name))
-    return line
-
-
-def _summary(name: str, summary: Summary | None) -> dict[str, Value]:
-    return {
-        f"{name}_n": summary.n if summary else 0,
-        f"{name}_mean": summary.mean if summary else None,
-        f"{name}_std": summary.std if summary else None,
-    }
-
-
-def _gain(name: str, gain: Gain | None) -> dict[str, Value]:
-    difference = gain.difference if gain else None
-    interval = difference.interval if difference else None
-    return {
-        f"vs_{name}_n": difference.n if difference else None,
-        f"vs_{name}": difference.mean if difference else None,
-        f"vs_{name}_low": interval.low if interval else None,
-        f"vs_{name}_high": interval.high if interval else None,
-        f"vs_{name}_no_interval": difference.reason if difference else "",
-    }
+    varying: Fields = {}
+    for group in groups(table):
+        (varying if group.varies else fixed).update(group.fields(row))
+    claimed: Fields = {**claim_columns(table.claims, row.method, by)}
+    return fixed, varying, claimed
 
 
 def _safe(value: Value) -> Value:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pydantic import JsonValue
 
 from kdbench.leaderboard.claims_text import NEVER
-from kdbench.leaderboard.model import Claim, Gain, Leaderboard, Row, Table
+from kdbench.leaderboard.model import Claim, Gain, Leaderboard, Outcome, Row, Table
 from kdbench.stats import Summary
 
 SCHEMA_VERSION = 1
@@ -85,8 +85,20 @@ def _row(row: Row) -> Tree:
         "train_seconds": row.train_seconds,
         "deployed_parameters": list(row.deployed_parameters),
         "agreement_with_teacher": row.agreement,
-        "runs": [asdict(outcome) for outcome in row.outcomes],
+        "runs": [_run(outcome) for outcome in row.outcomes],
         **({"safe_mode_seeds": list(row.safe_seeds)} if row.safe_seeds else {}),
+    }
+
+
+def _run(outcome: Outcome) -> Tree:
+    return {
+        "seed": outcome.seed,
+        "status": outcome.status,
+        "accuracy": outcome.accuracy,
+        "score": outcome.score,
+        "reason": outcome.reason,
+        "run_id": outcome.run_id,
+        "config_sha256": outcome.config_sha256,
     }
 
 

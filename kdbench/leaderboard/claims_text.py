@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tabulate import tabulate
 
@@ -12,29 +12,31 @@ from kdbench.leaderboard.text import NOT_AVAILABLE, escape, number
 TITLE = "Claimed and reproduced"
 NEVER = "Claimed accuracies are never ranked, never tested against ours, and in no mean."
 HEADERS = ("method", "claimed %", "by", "epoch", "runs", "ours % [95 % t interval]", "n", "ours - claimed", "verdict")
-_ALIGN = ("left", "right", "left", "left", "right", "right", "right", "right", "left")
+ALIGN = ("left", "right", "left", "left", "right", "right", "right", "right", "left")
+Quote = Callable[[object], str]
 
 
 def claims_markdown(claims: Claims) -> str:
     """Return the section that follows a table's notes, with the blank line before it; nothing without claims."""
     if not claims:
         return ""
-    cells = [_cells(claim) for claim in claims.shown]
-    grid = tabulate(cells, HEADERS, tablefmt="pipe", colalign=_ALIGN, disable_numparse=True)
+    cells = [claim_cells(claim) for claim in claims.shown]
+    grid = tabulate(cells, HEADERS, tablefmt="pipe", colalign=ALIGN, disable_numparse=True)
     notes = "\n".join(f"- {note}" for note in claim_notes(claims))
     return "\n\n" + "\n\n".join([f"### {TITLE}", *([grid] if cells else []), notes])
 
 
-def claim_notes(claims: Claims) -> list[str]:
-    """Return what a reader needs to judge the section, a sentence or a few each; Markdown is escaped."""
-    return [*_reading(claims), *_sources(claims), *_withheld(claims)]
+def claim_notes(claims: Claims, quote: Quote = escape) -> list[str]:
+    """Return what a reader needs to judge the section, a sentence or a few each; ``quote`` is for foreign text."""
+    return [*_reading(claims), *_sources(claims, quote), *_withheld(claims, quote)]
 
 
-def _cells(claim: Claim) -> list[str]:
+def claim_cells(claim: Claim, quote: Quote = escape) -> list[str]:
+    """Return the line of a claim, under :data:`HEADERS`; ``quote`` is for foreign text."""
     return [
-        escape(claim.method),
+        quote(claim.method),
         number(claim.accuracy),
-        escape(claim.by),
+        quote(claim.by),
         claim.epoch_rule,
         NOT_AVAILABLE if claim.runs is None else str(claim.runs),
         _ours(claim),
@@ -76,20 +78,20 @@ def _reading(claims: Claims) -> Iterator[str]:
         )
 
 
-def _sources(claims: Claims) -> Iterator[str]:
+def _sources(claims: Claims, quote: Quote) -> Iterator[str]:
     for by in dict.fromkeys(claim.by for claim in claims.shown):
         mine = [claim for claim in claims.shown if claim.by == by]
         source, teacher = mine[0].source, mine[0].teacher
-        code = f", {escape(source.code)}" if source.code else ""
+        code = f", {quote(source.code)}" if source.code else ""
         taught = "its teacher's accuracy is not stated" if teacher is None else f"its teacher has {number(teacher)} %"
-        yield f"{escape(by)}: {escape(source.title)}, {escape(source.url)}{code}; {taught}."
+        yield f"{quote(by)}: {quote(source.title)}, {quote(source.url)}{code}; {taught}."
         for note in dict.fromkeys(claim.note for claim in mine if claim.note):
-            yield f"{escape(by)}: {escape(note)}."
+            yield f"{quote(by)}: {quote(note)}."
 
 
-def _withheld(claims: Claims) -> Iterator[str]:
+def _withheld(claims: Claims, quote: Quote) -> Iterator[str]:
     for reason in claims.withheld:
-        yield f"Accuracies of methods of this table have been published, but {escape(reason)}: none of them is shown."
+        yield f"Accuracies of methods of this table have been published, but {quote(reason)}: none of them is shown."
 
 
 def claim_names(board: Leaderboard) -> list[str]:

@@ -15,6 +15,7 @@ from kdbench.stats import Interval, PairedDifference, Summary
 CellStatus = Literal["ok", "diverged", "infra_failed", "missing", "skipped"]
 STATUSES: tuple[CellStatus, ...] = ("ok", "diverged", "infra_failed", "missing", "skipped")
 Division = Literal["closed", "open"]
+Curve = tuple[tuple[int, float], ...]  # the student's epochs, from 1, each with its test accuracy in percent
 Verdict = Literal["within", "above", "below", "cannot tell"]
 
 
@@ -26,11 +27,13 @@ class Cell:
         spec: What was planned.
         record: What came of it; None = not finished.
         path: Where it was read, for messages.
+        curve: Test accuracy over the student's epochs, for plots; empty where nobody asked for it.
     """
 
     spec: RunSpec
     record: Record | None = None
     path: str = ""
+    curve: Curve = ()
 
     @property
     def status(self) -> CellStatus:
@@ -51,6 +54,10 @@ class Outcome:
         accuracy: Last-epoch test accuracy; None unless ok.
         score: What enters the mean: the accuracy, chance (100 / classes) if diverged, None otherwise.
         reason: Why a run is not ok, as its record says.
+        train_seconds: Time in training steps; None unless ok.
+        deployed_parameters: Scalars of the deployed module; None unless ok.
+        agreement: Agreement with the teacher in percent; None unless ok, or without a teacher.
+        curve: Test accuracy over the student's epochs; empty where nobody asked for it.
     """
 
     seed: int
@@ -60,6 +67,10 @@ class Outcome:
     reason: str
     run_id: str
     config_sha256: str
+    train_seconds: float | None = None
+    deployed_parameters: int | None = None
+    agreement: float | None = None
+    curve: Curve = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Row:
         deployed_parameters: Distinct values over the ok runs, ascending; normally one.
         agreement: Mean over the ok runs of the agreement with the teacher in percent.
         safe_seeds: Seeds whose runs had their safe retry, ascending.
+        distilled: Whether the method learns from teachers.
     """
 
     method: str
@@ -106,6 +118,7 @@ class Row:
     deployed_parameters: tuple[int, ...]
     agreement: float | None
     safe_seeds: tuple[int, ...] = ()
+    distilled: bool = True
 
     def count(self, status: CellStatus) -> int:
         """Return how many planned runs have a status."""
@@ -211,13 +224,41 @@ class Table:
     claims: Claims = Claims()
 
     @property
+    def title(self) -> str:
+        """What tells the table from the others of its board."""
+        return f"{self.dataset.label}, {self.pair}, {self.anchor}, {self.division} division"
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """All planned seeds, ascending."""
         return tuple(sorted({outcome.seed for row in self.rows for outcome in row.outcomes}))
 
 
 @dataclass(frozen=True)
+class MeanRanks:
+    """Ranks of methods over pairs.
+
+    Args:
+        pairs: Number of pairs, each with every method.
+        ranks: Each method with its mean rank; 1 is best.
+        together: Sets of methods that the test does not tell apart, none of them within another.
+        test: What was tested, and at which level.
+    """
+
+    pairs: int
+    ranks: tuple[tuple[str, float], ...]
+    together: tuple[tuple[str, ...], ...]
+    test: str
+
+
+@dataclass(frozen=True)
 class Leaderboard:
-    """All tables, by anchor, dataset, pair and division."""
+    """All tables, by anchor, dataset, pair and division.
+
+    Args:
+        tables: At least one.
+        ranks: Ranks over all pairs, where somebody computed them.
+    """
 
     tables: tuple[Table, ...]
+    ranks: MeanRanks | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kdbench.leaderboard.columns import Quote, groups
 from kdbench.leaderboard.model import Row, Table
 from kdbench.leaderboard.text import escape, number, ranges
 
@@ -11,29 +12,32 @@ SHA_DIGITS = 12
 _ENVIRONMENT = ("machine", "device", "threads", "precision", "torch", "python", "kdbench")
 
 
-def notes(table: Table) -> list[str]:
-    """Return the footer as Markdown list items without their bullets."""
-    return [*_reading(table), *_unfinished(table), *_retried(table), *_deviations(table), *_sources(table)]
+def notes(table: Table, quote: Quote = escape) -> list[str]:
+    """Return the footer, one sentence or more a note.
+
+    Args:
+        table: What it stands under.
+        quote: How foreign text is made fit for the output; the default is for Markdown.
+    """
+    return [*reading(table, quote), *circumstances(table, quote)]
 
 
-def _reading(table: Table) -> Iterator[str]:
-    yield (
-        f"Accuracy: top-1 on the test split after the last epoch ({table.epochs}), in percent: mean ± standard "
-        "deviation over seeds (ddof = 1)."
-    )
-    if table.baselines:
-        yield (
-            "vs: gain in percentage points: mean of the paired differences over the seeds both methods completed, with "
-            "its 95 % t interval, each for one comparison, not corrected for their number; (n=) where these seeds are "
-            "fewer than planned."
-        )
-    for name in table.absent_baselines:
-        division = "closed " if table.division == "open" else ""
-        yield f"No gain over {escape(name)}: it has no {division}runs here."
-    yield (
-        "train s: mean seconds in training steps; params: deployed parameters; agreement: test images on which the "
-        "network and its teacher predict the same class, in percent; all over the ok runs."
-    )
+def reading(table: Table, quote: Quote = escape) -> list[str]:
+    """Return the part of the footer that says what the numbers are, and what they are not."""
+    return [*(note for group in groups(table) for note in group.notes(quote)), *_seeds(table)]
+
+
+def circumstances(table: Table, quote: Quote = escape) -> list[str]:
+    """Return the part of the footer that says what went wrong, and where the numbers come from."""
+    return [
+        *_unfinished(table, quote),
+        *_retried(table, quote),
+        *_deviations(table, quote),
+        *_sources(table, quote),
+    ]
+
+
+def _seeds(table: Table) -> Iterator[str]:
     yield (
         f"Seeds {ranges(table.seeds)}; {_planned(table)}. Numbers are shown, nothing is claimed: no test, no winner; "
         "the order of rows (baselines, then by mean) is for display only."
@@ -50,25 +54,25 @@ def _planned(table: Table) -> str:
     return f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} planned per method"
 
 
-def _unfinished(table: Table) -> Iterator[str]:
+def _unfinished(table: Table, quote: Quote) -> Iterator[str]:
     """Name every run that is not ok, so that none drops out of sight."""
     for row in table.rows:
-        if failed := _failed(row):
-            yield f"{escape(row.method)}: {failed}."
+        if failed := _failed(row, quote):
+            yield f"{quote(row.method)}: {failed}."
 
 
-def _failed(row: Row) -> str:
+def _failed(row: Row, quote: Quote) -> str:
     parts = []
     for outcome in row.outcomes:
         if outcome.status != "ok":
-            reason = f" ({escape(outcome.reason)})" if outcome.reason else ""
+            reason = f" ({quote(outcome.reason)})" if outcome.reason else ""
             parts.append(f"seed {outcome.seed} {outcome.status}{reason}")
     return "; ".join(parts)
 
 
-def _retried(table: Table) -> Iterator[str]:
+def _retried(table: Table, quote: Quote) -> Iterator[str]:
     """Count the runs that stand here by their safe retry; it may be computed in another precision than its row."""
-    retried = [(escape(row.method), seed) for row in table.rows for seed in row.safe_seeds]
+    retried = [(quote(row.method), seed) for row in table.rows for seed in row.safe_seeds]
     if retried:
         runs, them = ("1 run", "its") if len(retried) == 1 else (f"{len(retried)} runs", "their")
         named = ", ".join(f"{method} seed {seed}" for method, seed in retried)
@@ -78,26 +82,26 @@ def _retried(table: Table) -> Iterator[str]:
         )
 
 
-def _deviations(table: Table) -> Iterator[str]:
+def _deviations(table: Table, quote: Quote) -> Iterator[str]:
     if table.division == "open":
         if table.baselines:
             yield "The baselines are those of the closed division: each gain includes the effect of the deviations."
         for row in table.rows:
             for deviation in row.deviations:
-                changed = f"{escape(deviation.key)} = {escape(deviation.value)}"
-                yield f"{escape(row.method)} deviates from the anchor: {changed}: {escape(deviation.reason)}"
+                changed = f"{quote(deviation.key)} = {quote(deviation.value)}"
+                yield f"{quote(row.method)} deviates from the anchor: {changed}: {quote(deviation.reason)}"
 
 
-def _sources(table: Table) -> Iterator[str]:
-    yield f"Anchor {escape(table.anchor)}, sha256 {table.anchor_sha256[:SHA_DIGITS]}."
+def _sources(table: Table, quote: Quote) -> Iterator[str]:
+    yield f"Anchor {quote(table.anchor)}, sha256 {table.anchor_sha256[:SHA_DIGITS]}."
     data = table.dataset
-    yield f"Dataset {escape(data.name)} as {escape(data.label)}, fingerprint {escape(data.fingerprint[:SHA_DIGITS])}."
-    yield f"Pair {escape(table.pair)}: trains {escape(table.student_backbone)}."
+    yield f"Dataset {quote(data.name)} as {quote(data.label)}, fingerprint {quote(data.fingerprint[:SHA_DIGITS])}."
+    yield f"Pair {quote(table.pair)}: trains {quote(table.student_backbone)}."
     for teacher in table.teachers:
-        sha = escape(teacher.sha256[:SHA_DIGITS])
-        yield f"Teacher {escape(teacher.name)}: {number(teacher.accuracy)} %, sha256 {sha}."
+        sha = quote(teacher.sha256[:SHA_DIGITS])
+        yield f"Teacher {quote(teacher.name)}: {number(teacher.accuracy)} %, sha256 {sha}."
     known = [(key, table.environment.get(key, ())) for key in _ENVIRONMENT]
-    said = "; ".join(f"{key} {', '.join(map(escape, values))}" for key, values in known if values)
+    said = "; ".join(f"{key} {', '.join(map(quote, values))}" for key, values in known if values)
     if said:
         yield f"Environment: {said}."
     if len(table.environment.get("machine", ())) > 1 or len(table.environment.get("device", ())) > 1:

@@ -33,6 +33,7 @@ def make_row(cells: Sequence[Cell]) -> Row:
         deployed_parameters=tuple(sorted({record.cost.deployed_parameters for record in ok if record.cost})),
         agreement=_mean(ok, lambda record: record.agreement_with_teacher),
         safe_seeds=tuple(c.spec.seed for c in ordered if c.record and c.record.safe_mode),
+        distilled=bool(spec.teachers),
     )
 
 
@@ -43,7 +44,8 @@ def with_gains(row: Row, baselines: Sequence[Row]) -> Row:
 
 def _outcome(cell: Cell) -> Outcome:
     record = cell.record
-    accuracy = record.accuracy.last if record and record.accuracy and record.status == "ok" else None
+    ok = record if record and record.status == "ok" else None
+    accuracy = ok.accuracy.last if ok and ok.accuracy else None
     # A diverged run is the method's result, not a gap: it counts as a guess (section 5, rule 2).
     score = 100 / record.classes if record and record.status == "diverged" else accuracy
     return Outcome(
@@ -54,6 +56,10 @@ def _outcome(cell: Cell) -> Outcome:
         reason=record.reason if record else "",
         run_id=cell.spec.run_id,
         config_sha256=cell.spec.config_sha256,
+        train_seconds=ok.cost.train_seconds if ok and ok.cost else None,
+        deployed_parameters=ok.cost.deployed_parameters if ok and ok.cost else None,
+        agreement=ok.agreement_with_teacher if ok else None,
+        curve=cell.curve,
     )
 
 

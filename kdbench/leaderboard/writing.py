@@ -9,15 +9,18 @@ from types import MappingProxyType
 from kdbench.errors import ConfigError, nearest
 from kdbench.files import write_atomic
 from kdbench.leaderboard.as_csv import to_csv
+from kdbench.leaderboard.as_html import to_html
 from kdbench.leaderboard.as_json import to_json
+from kdbench.leaderboard.as_latex import to_latex
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.model import Leaderboard
 
 NAME = "leaderboard"
 FORMATS: Mapping[str, Callable[[Leaderboard], str]] = MappingProxyType(
-    {"md": to_markdown, "json": to_json, "csv": to_csv}
+    {"md": to_markdown, "html": to_html, "json": to_json, "csv": to_csv, "latex": to_latex}
 )
-PLANNED = ("html", "latex")
+CURVES = ("html",)  # the formats that show learning curves
+_ENDINGS = {"latex": "tex"}  # the others are endings themselves
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -30,15 +33,18 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     if not formats:
         raise ConfigError(f"--format: none given; allowed: {allowed}")
     for name in formats:
-        if name in PLANNED:
-            raise ConfigError(f"--format: '{name}' is not available yet; allowed: {allowed}")
         if name not in FORMATS:
             raise ConfigError(f"--format: unknown format '{name}'.{nearest(name, FORMATS)} Allowed: {allowed}")
     return tuple(dict.fromkeys(formats))
 
 
+def file_name(kind: str) -> str:
+    """Return what the file of a format is called."""
+    return f"{NAME}.{_ENDINGS.get(kind, kind)}"
+
+
 def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Path, ...]:
-    """Write ``leaderboard.FORMAT`` for each format and return the paths; equal boards give equal bytes.
+    """Write ``leaderboard.md`` and its like, one file per format, and return the paths; equal boards give equal bytes.
 
     Args:
         board: What to write.
@@ -49,7 +55,8 @@ def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Pa
         ConfigError: If a format is unknown; nothing is written then.
         StoreError: If a file cannot be written.
     """
-    texts = {out_dir / f"{NAME}.{name}": FORMATS[name](board) for name in check_formats(formats)}
+    chosen = check_formats(formats)
+    texts = {out_dir / file_name(name): FORMATS[name](board) for name in chosen}
     for path, text in texts.items():
         write_atomic(path, text)
     return tuple(texts)

@@ -11,7 +11,7 @@ from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard.manifest import MANIFEST, Manifest
 from kdbench.leaderboard.model import Cell
 from kdbench.leaderboard.publishing import FILES, FOLDER
-from kdbench.leaderboard.writing import NAME
+from kdbench.leaderboard.writing import FORMATS, NAME, file_name
 from kdbench.records import Record, parse_json
 from kdbench.spec import RunSpec
 from kdbench.store import RECORD, SPEC
@@ -60,9 +60,10 @@ class Bundle:
 
     @property
     def tables(self) -> dict[str, Path]:
-        """The files of the tables by format."""
-        names = {name: name.removeprefix(f"{NAME}.") for name in self.files if name.startswith(f"{NAME}.")}
-        return {kind: self.files[name] for name, kind in sorted(names.items()) if "/" not in name}
+        """The files of the tables by format; one that this kdbench does not know is called by its ending."""
+        kinds = {file_name(kind): kind for kind in FORMATS}
+        names = [name for name in self.files if name.startswith(f"{NAME}.") and "/" not in name]
+        return {kinds.get(name, name.removeprefix(f"{NAME}.")): self.files[name] for name in sorted(names)}
 
     @property
     def run_folders(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from itertools import pairwise
@@ -14,8 +15,12 @@ from kdbench import __version__
 from kdbench.errors import ConfigError, ProblemList, StoreError
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.checks import group_by
-from kdbench.leaderboard.writing import FORMATS, NAME
+from kdbench.leaderboard.curves import read_curve
+from kdbench.leaderboard.model import Cell
+from kdbench.leaderboard.publishing import FOLDER
+from kdbench.leaderboard.writing import CURVES, FORMATS, NAME
 from kdbench.records import parse_json
+from kdbench.store import EPOCHS
 from kdbench.verification.bundle import Bundle, Run
 from kdbench.verification.report import Check, counted
 
@@ -62,10 +67,10 @@ def check_tables(bundle: Bundle, runs: Sequence[Run], *, whole: bool) -> Check:
     problems += _gone(bundle, runs, board)
     try:
         baselines = baselines_of(bundle, board)
-        rebuilt = build([run.cell for run in runs], baselines)
+        rebuilt = build(_cells(bundle, runs), baselines)
     except ProblemList as error:
         return Check("tables", f"{formats}: cannot be built from the records", [*problems, *error.problems])
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:
         return Check("tables", f"{formats}: cannot be built from the records", [*problems, str(error)])
     for kind, path in bundle.tables.items():
         if kind not in FORMATS:
@@ -76,6 +81,20 @@ def check_tables(bundle: Bundle, runs: Sequence[Run], *, whole: bool) -> Check:
             problems.append(f"{path}: {difference}; {_remedy(bundle)}")
     said = f"{formats} built again from {counted(len(runs), 'run')}, gains over {', '.join(baselines) or 'nothing'}"
     return Check("tables", said, problems)
+
+
+def _cells(bundle: Bundle, runs: Sequence[Run]) -> list[Cell]:
+    """Return the runs as the published formats take them, with their curves where one shows those."""
+    if not set(CURVES) & bundle.tables.keys():
+        return [run.cell for run in runs]
+    with_curve = [
+        run.record is not None and run.record.status == "ok" and f"{FOLDER}/{run.place}/{EPOCHS}" in bundle.files
+        for run in runs
+    ]
+    return [
+        replace(run.cell, curve=read_curve(run.path)) if shown else run.cell
+        for run, shown in zip(runs, with_curve, strict=True)
+    ]
 
 
 def baselines_of(bundle: Bundle, board: Board | None) -> tuple[str, ...]:

@@ -19,9 +19,17 @@ def runs(finished: Place, tmp_path: Path) -> Place:
 def test_default_formats_and_what_is_printed(finished: Place) -> None:
     outcome = kdbench("leaderboard", finished.runs, "--out", "board")
     assert outcome.code == 0
-    assert sorted(path.name for path in Path("board").iterdir()) == ["leaderboard.json", "leaderboard.md"]
+    assert sorted(path.name for path in Path("board").iterdir()) == [
+        "leaderboard.html",
+        "leaderboard.json",
+        "leaderboard.md",
+    ]
     markdown = Path("board/leaderboard.md").read_text(encoding="utf-8")
-    assert outcome.out == f"{markdown}\nwrote board/leaderboard.md\nwrote board/leaderboard.json\n"
+    wrote = "".join(f"wrote board/leaderboard.{ending}\n" for ending in ("md", "json", "html"))
+    assert outcome.out == f"{markdown}\n{wrote}"
+    page = Path("board/leaderboard.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == page.count("<h3>") > 3
+    assert "<h3>Learning curves</h3>" in page
     (table,) = json.loads(Path("board/leaderboard.json").read_text(encoding="utf-8"))["tables"]
     assert [row["method"] for row in table["rows"]] == METHODS.split(",")
     for row in table["rows"]:
@@ -30,15 +38,16 @@ def test_default_formats_and_what_is_printed(finished: Place) -> None:
         assert f"| {row['method']} " in markdown
 
 
-@pytest.mark.parametrize("chosen", ["csv", "json,csv,md"])
+@pytest.mark.parametrize("chosen", ["csv", "json,csv,md", "latex,html"])
 def test_formats(finished: Place, chosen: str) -> None:
     assert kdbench("leaderboard", finished.runs, "--out", "board", "--format", chosen).code == 0
-    assert sorted(path.suffix[1:] for path in Path("board").iterdir()) == sorted(chosen.split(","))
+    endings = chosen.replace("latex", "tex").split(",")
+    assert sorted(path.suffix[1:] for path in Path("board").iterdir()) == sorted(endings)
 
 
 def test_the_same_records_give_the_same_bytes(finished: Place) -> None:
     for out in ("one", "two"):
-        assert kdbench("leaderboard", finished.runs, "--out", out, "--format", "md,json,csv").code == 0
+        assert kdbench("leaderboard", finished.runs, "--out", out, "--format", "md,html,json,csv,latex").code == 0
     for path in sorted(Path("one").iterdir()):
         assert path.read_bytes() == Path("two", path.name).read_bytes()
 

@@ -14,7 +14,7 @@ from commandline import ROOT, Place, failure, kdbench, snapshot
 
 @pytest.fixture
 def board(finished: Place, tmp_path: Path) -> Path:
-    formats = ("--format", "md,json,csv")
+    formats = ("--format", "md,json,csv,html,latex")
     assert kdbench("leaderboard", finished.runs, "--out", "board", "--records", *formats).code == 0
     return Path("board")
 
@@ -28,7 +28,9 @@ def test_a_published_board_is_well_and_stays_as_it_is(board: Path) -> None:
         "manifest", "runs", "records", "anchors", "accuracy", "epochs", "tables",
     ]  # fmt: skip
     assert all(line.endswith(": ok") for line in lines[:-1])
-    assert lines[-2].startswith("tables: csv, json, md built again from 6 runs, gains over student, vanilla_kd")
+    assert lines[-2].startswith(
+        "tables: csv, html, json, md, latex built again from 6 runs, gains over student, vanilla_kd"
+    )
     assert lines[-1] == "board: its tables are what its records say"
     assert snapshot(board) == before
 
@@ -39,13 +41,16 @@ def test_the_manifest_lists_every_file(board: Path) -> None:
     assert set(manifest["files"]) == files
     assert manifest["baselines"] == ["student", "vanilla_kd"]
     before = (board / "manifest.json").read_bytes()
-    assert kdbench("leaderboard", board / "runs", "--out", "again", "--records", "--format", "md,json,csv").code == 0
+    assert (
+        kdbench("leaderboard", board / "runs", "--out", "again", "--records", "--format", "md,json,csv,html,latex").code
+        == 0
+    )
     assert Path("again/manifest.json").read_bytes() == before
 
 
 def test_without_records_there_is_no_manifest(finished: Place) -> None:
     assert kdbench("leaderboard", finished.runs, "--out", "board").code == 0
-    assert sorted(path.name for path in Path("board").iterdir()) == ["leaderboard.json", "leaderboard.md"]
+    assert all(path.name.startswith("leaderboard.") for path in Path("board").iterdir())
     assert failure("verify", "board").startswith("board: not a published board: it has no folder 'runs'")
 
 
@@ -57,7 +62,7 @@ def test_a_changed_board(board: Path) -> None:
     (board / "leaderboard.csv").unlink()
     outcome = kdbench("verify", board)
     assert outcome.code == 2
-    assert "manifest: 33 files, " in outcome.out
+    assert "manifest: 35 files, " in outcome.out
     verdicts = {line.partition(":")[0]: line.rpartition(": ")[2] for line in outcome.out.splitlines()}
     assert verdicts["manifest"] == "2 problems"
     assert verdicts["accuracy"] == "1 problem"
@@ -65,6 +70,24 @@ def test_a_changed_board(board: Path) -> None:
     assert f"{board / 'leaderboard.csv'}: missing; manifest.json lists it" in outcome.problems[0]
     assert any(f"{record}: accuracy.last is 99.0, its predictions give " in text for text in outcome.problems)
     assert "its tables are what its records say" not in outcome.out
+
+
+def test_a_page_and_a_latex_table_are_compared_like_the_others(board: Path) -> None:
+    for name in ("leaderboard.html", "leaderboard.tex"):
+        path = board / name
+        path.write_text(path.read_text(encoding="utf-8").replace("student", "nobody", 1), encoding="utf-8")
+    found = failure("verify", board)
+    for name in ("leaderboard.html", "leaderboard.tex"):
+        assert f"{board / name}: line " in found
+
+
+def test_damaged_epochs_are_a_problem_and_no_crash_where_a_page_shows_them(board: Path) -> None:
+    path = board / "runs/proto-v3/digits-20pc/tiny/dkd/seed1/epochs.jsonl"
+    path.write_text("{\n", encoding="utf-8")
+    outcome = kdbench("verify", board)
+    assert outcome.code == 2
+    assert any(text.startswith(f"{path}: line 1 is no report of an epoch") for text in outcome.problems)
+    assert "cannot be built from the records" in outcome.out
 
 
 def test_a_table_of_the_past_left_beside_new_ones(board: Path) -> None:

@@ -160,6 +160,27 @@ def test_subsets_and_validation_of_a_part(tmp_path: Path) -> None:
         per_class_subset(part.train(), 6, part.info.classes)
 
 
+@pytest.mark.parametrize("per_class", [None, 4])
+def test_no_teacher_learns_from_the_students_validation_images(
+    tmp_path: Path, registry: Registry, per_class: int | None
+) -> None:
+    whole = save(tmp_path, per_class=20)
+
+    def cut(name: str) -> tuple[set[int], set[int]]:
+        source = open_source(name, registry, tmp_path)
+        train, classes = source.train(), source.info.classes
+        kept = train if per_class is None else per_class_subset(train, per_class, classes)
+        rest, validation = cut_validation(kept, 0.25, classes)
+        assert validation is not None
+        return tuple(set(part.places(torch.arange(len(part))).tolist()) for part in (rest, validation))  # type: ignore
+
+    _, watched = cut(student_name(whole, 50, 3, 6))
+    for teacher in teacher_names(whole, 50, 3):
+        learnt, _ = cut(teacher)
+        assert learnt
+        assert not learnt & watched
+
+
 def test_per_class_of_a_part_counts_its_own_classes(tmp_path: Path, registry: Registry) -> None:
     name = part_name(save(tmp_path), 50, 3, 1)
     assert open_whole(name, 5, registry, tmp_path).kept == 20

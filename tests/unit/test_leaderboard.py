@@ -15,6 +15,7 @@ import pytest
 import kdbench
 import kdbench.leaderboard
 import kdbench.methods
+import kdbench.stats
 from kdbench.config.schema import Anchor, Data, Loss, Optimizer, Schedule, Step
 from kdbench.errors import ConfigError, ProblemList, StoreError
 from kdbench.leaderboard import Cell, build, to_csv, to_json, to_markdown, write
@@ -379,10 +380,9 @@ def test_write_makes_whole_files_with_equal_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("formats", "message"),
     [
-        (["md", "html"], "--format: 'html' is not available yet; allowed: md, json, csv"),
-        (["latex"], "--format: 'latex' is not available yet; allowed: md, json, csv"),
-        (["md", "jsn"], "--format: unknown format 'jsn'. Did you mean 'json'? Allowed: md, json, csv"),
-        ([], "--format: none given; allowed: md, json, csv"),
+        (["md", "pdf"], "--format: unknown format 'pdf'. Allowed: md, html, json, csv, latex"),
+        (["md", "jsn"], "--format: unknown format 'jsn'. Did you mean 'json'? Allowed: md, html, json, csv, latex"),
+        ([], "--format: none given; allowed: md, html, json, csv, latex"),
     ],
 )
 def test_an_unknown_format_writes_nothing(tmp_path: Path, formats: list[str], message: str) -> None:
@@ -394,7 +394,8 @@ def test_an_unknown_format_writes_nothing(tmp_path: Path, formats: list[str], me
 def test_no_method_is_named_in_the_code() -> None:
     names = [module.name for module in pkgutil.iter_modules(kdbench.methods.__path__)]
     assert names
-    files = [*Path(kdbench.leaderboard.__path__[0]).glob("*.py"), Path(kdbench.__path__[0]) / "stats.py"]
+    packages = (kdbench.leaderboard, kdbench.stats)
+    files = [file for package in packages for file in Path(package.__path__[0]).glob("*.py")]
     for file in files:
         found = [name for name in names if re.search(rf"[\"'`]{re.escape(name)}[\"'`]", file.read_text())]
         assert not found, file

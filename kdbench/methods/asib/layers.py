@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdbench.config.loading import read_yaml
+from kdbench.methods.asib.config import cast
 
 Tree = dict[str, Any]
 BASE = Path(__file__).with_name("base.yaml")
 # Keys whose value is a mapping of its own, not a group of keys.
 _WHOLE = {"teacher_weights"}
-_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_INTEGER = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _LEVELS = ("student", "teacher1", "teacher2")
 
 
@@ -52,22 +49,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
         else:
             leaves[prefix + key] = cast(value)
     return leaves
-
-
-def cast(value: Any) -> Any:
-    """Return a value with its texts read as numbers and truth values, where they are such, lists and mappings too."""
-    if isinstance(value, Mapping):
-        return {key: cast(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [cast(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else value
 
 
 def _without_freezing(config: Tree) -> Tree:

@@ -1,0 +1,171 @@
+"""Statistics of the leaderboards: pure functions of numbers, two-sided throughout, none knows a record.
+
+One file per question. Section numbers in ``Source`` are those of the project's statistics specification;
+``docs/statistics.md`` says which function answers what. scipy is imported on first use.
+"""
+
+from kdbench.stats.blocked import (
+    BlockedAnova,
+    Blocks,
+    blocked_anova,
+    complete_blocks,
+    honest_difference,
+    studentized_range,
+    tukey_p,
+)
+from kdbench.stats.bold import BoldSet, bold_set, paired_p_of_all, pooled_p
+from kdbench.stats.deciding import Decision, decide_pair, detectable
+from kdbench.stats.describing import (
+    Description,
+    Interval,
+    Summary,
+    describe,
+    mean_of_last,
+    mean_std,
+    optimism,
+    t_interval,
+)
+from kdbench.stats.equivalence import ROPE, Equivalence, Posterior, bayes_signed_rank, t_posterior, tost
+from kdbench.stats.families import Comparison, adjust, compare_with_baseline, holm, with_stars
+from kdbench.stats.gains import (
+    BootstrapIntervals,
+    StratifiedBootstrap,
+    bootstrap_mean,
+    gap_closed,
+    iqm,
+    paired_improvement,
+    stratified_bootstrap,
+)
+from kdbench.stats.images import (
+    CrossedError,
+    Level,
+    McNemar,
+    crossed_error,
+    disagreement_se,
+    mcnemar,
+    wilson,
+    within_image_noise,
+)
+from kdbench.stats.overall import Overall, Rivalry, decide_overall
+from kdbench.stats.paired import PairedDifference, PairedT, paired_difference, paired_t, seed_correlation
+from kdbench.stats.pairs import StratifiedT, pair_means_t, stratified_t
+from kdbench.stats.planning import minimum_detectable, power, seeds_needed, standardized_mde
+from kdbench.stats.ranks import (
+    Borda,
+    Friedman,
+    borda,
+    critical_difference,
+    friedman,
+    nemenyi_p,
+    nemenyi_q,
+    rank_table,
+)
+from kdbench.stats.signed_ranks import PairwiseWilcoxon, Wilcoxon, pairwise_wilcoxon, wilcoxon
+from kdbench.stats.signs import Floor, SignFlip, attainable, sign_flip, stratified_sign_flip
+from kdbench.stats.statuses import IntentToTreat, RunStatus, intent_to_treat
+from kdbench.stats.unpaired import (
+    StochasticOrder,
+    Welch,
+    cliffs_delta,
+    hedges_g,
+    stochastic_order,
+    unpaired_improvement,
+    welch_t,
+)
+from kdbench.stats.values import DifferencesByPair, by_seed, differences_by_pair
+
+__all__ = [
+    "ROPE",
+    "BlockedAnova",
+    "Blocks",
+    "BoldSet",
+    "BootstrapIntervals",
+    "Borda",
+    "Comparison",
+    "CrossedError",
+    "Decision",
+    "Description",
+    "DifferencesByPair",
+    "Equivalence",
+    "Floor",
+    "Friedman",
+    "IntentToTreat",
+    "Interval",
+    "Level",
+    "McNemar",
+    "Overall",
+    "PairedDifference",
+    "PairedT",
+    "PairwiseWilcoxon",
+    "Posterior",
+    "Rivalry",
+    "RunStatus",
+    "SignFlip",
+    "StochasticOrder",
+    "StratifiedBootstrap",
+    "StratifiedT",
+    "Summary",
+    "Welch",
+    "Wilcoxon",
+    "adjust",
+    "attainable",
+    "bayes_signed_rank",
+    "blocked_anova",
+    "bold_set",
+    "bootstrap_mean",
+    "borda",
+    "by_seed",
+    "cliffs_delta",
+    "compare_with_baseline",
+    "complete_blocks",
+    "critical_difference",
+    "crossed_error",
+    "decide_overall",
+    "decide_pair",
+    "describe",
+    "detectable",
+    "differences_by_pair",
+    "disagreement_se",
+    "friedman",
+    "gap_closed",
+    "hedges_g",
+    "holm",
+    "honest_difference",
+    "intent_to_treat",
+    "iqm",
+    "mcnemar",
+    "mean_of_last",
+    "mean_std",
+    "minimum_detectable",
+    "nemenyi_p",
+    "nemenyi_q",
+    "optimism",
+    "pair_means_t",
+    "paired_difference",
+    "paired_improvement",
+    "paired_p_of_all",
+    "paired_t",
+    "pairwise_wilcoxon",
+    "pooled_p",
+    "power",
+    "rank_table",
+    "seed_correlation",
+    "seeds_needed",
+    "sign_flip",
+    "standardized_mde",
+    "stochastic_order",
+    "stratified_bootstrap",
+    "stratified_sign_flip",
+    "stratified_t",
+    "studentized_range",
+    "t_interval",
+    "t_posterior",
+    "tost",
+    "tukey_p",
+    "unpaired_improvement",
+    "welch_t",
+    "wilcoxon",
+    "wilson",
+    "with_stars",
+    "within_image_noise",
+]

@@ -1,0 +1,148 @@
+"""Tests from signs alone: sign-flip, exact wherever possible, and the smallest p that such tests can give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kdbench.stats.values import DIFFERENCE_DIGITS, finite, rounded, strata
+
+Integers = NDArray[np.int64]
+HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
+STEPS = 10**9  # additions that counting all sums may take
+DRAWS = 99_999
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The smallest p that any exact test from signs can give with n differences.
+
+    Args:
+        one_sided: 2^-n.
+        two_sided: 2^(1 - n).
+        family_one_sided: Most comparisons in which Holm can still reject one, floor(alpha / p).
+        family_two_sided: The same of the two-sided test.
+    """
+
+    n: int
+    one_sided: float
+    two_sided: float
+    family_one_sided: int
+    family_two_sided: int
+
+
+@dataclass(frozen=True)
+class SignFlip:
+    """Sign-flip permutation test of a mean.
+
+    Args:
+        statistic: The mean, or the mean of the pairs' means.
+        p_two_sided: Share of sign patterns whose statistic is at least as far from zero; 1 if all are zero.
+        p_greater: Share of sign patterns whose statistic is at least as high.
+        floor: Smallest two-sided p that these differences could have given.
+        exact: Whether all patterns were counted; else 99 999 were drawn.
+    """
+
+    n: int
+    statistic: float
+    p_two_sided: float
+    p_greater: float
+    floor: float
+    exact: bool
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether p cannot be smaller whatever the data; print the floor beside it."""
+        return self.p_two_sided <= self.floor * (1 + 1e-9)
+
+
+def attainable(n: int, alpha: float = 0.05) -> Floor:
+    """Return the smallest p of sign-flip, Wilcoxon and sign test with n differences.
+
+    Raises:
+        ValueError: For n < 1 or alpha outside (0, 1).
+
+    Source:
+        Section 1.1: with five seeds no two-sided test from signs can reach .05.
+    """
+    if n < 1 or not 0 < alpha < 1:
+        raise ValueError(f"floor of p - n {n}, alpha {alpha} - n >= 1 and 0 < alpha < 1 - correct the number")
+    one, two = 2.0**-n, 2.0 ** (1 - n)
+    return Floor(n, one, two, math.floor(alpha / one), math.floor(alpha / two))
+
+
+def sign_flip(differences: ArrayLike, digits: int = DIFFERENCE_DIGITS, seed: int = 0) -> SignFlip:
+    """Test mean(d) = 0 by flipping signs: the share of the 2^n patterns with |mean(e d)| >= |mean(d)|, ties counted.
+
+    Source:
+        Sections 1.1 and 9. Within a pair never the criterion below 8 seeds.
+    """
+    return stratified_sign_flip([finite(differences, "differences")], digits, seed)
+
+
+def stratified_sign_flip(by_pair: Sequence[ArrayLike], digits: int = DIFFERENCE_DIGITS, seed: int = 0) -> SignFlip:
+    """Test the mean of the pairs' means by flipping the signs of all differences independently.
+
+    Args:
+        by_pair: Differences of each pair; numbers of seeds may differ.
+        digits: Decimals of a difference that are kept.
+        seed: Of the draws, where the patterns are too many to count.
+
+    Source:
+        Section 4 (A): on these pairs. The floor is 2^(1 - Pn).
+    """
+    parts = [rounded(values, digits) for values in strata(by_pair)]
+    # In whole units of 10^-digits times a common multiple of the sizes, sums are exact and ties are ties.
+    common = math.lcm(*(len(part) for part in parts))
+    signed = np.concatenate([np.rint(part * 10**digits).astype(np.int64) * (common // len(part)) for part in parts])
+    statistic = fmean(fmean(part) for part in parts)
+    weights, observed = np.abs(signed[signed != 0]), int(signed.sum())
+    floor = attainable(len(weights)).two_sided if len(weights) else 1.0
+    far, exact = share_at_least(weights, abs(observed), seed)
+    high = far if observed >= 0 else share_at_least(weights, observed, seed)[0]
+    return SignFlip(len(signed), statistic, min(1.0, 2 * far) if observed else 1.0, high, floor, exact)
+
+
+def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float, bool]:
+    """Return the share of sign patterns whose signed sum of weights is at least a bound, and whether it is exact.
+
+    Args:
+        weights: Positive integers; none gives the one empty sum 0.
+        bound: Any integer.
+        seed: Of the draws, where the patterns are too many to count.
+    """
+    divisor = int(np.gcd.reduce(weights)) if len(weights) else 1
+    weights, bound = weights // divisor, math.ceil(bound / divisor)
+    if len(weights) <= HALVES:
+        half = len(weights) // 2
+        left, right = _sums(weights[:half]), np.sort(_sums(weights[half:]))
+        count = len(left) * len(right) - int(np.searchsorted(right, bound - left, side="left").sum())
+        return count / 2.0 ** len(weights), True
+    total = int(weights.sum())
+    if total * len(weights) <= STEPS:
+        # share[k]: patterns with k of the weight positive; the signed sum is 2 k - total.
+        share = np.zeros(total + 1)
+        share[0] = 1.0
+        for weight in weights:
+            share[weight:] += share[: total + 1 - weight].copy()
+            share *= 0.5
+        return float(share[max(0, math.ceil((bound + total) / 2)) :].sum()), True
+    random = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(DRAWS // 9999):
+        signs = random.integers(0, 2, (9999, len(weights)), dtype=np.int64) * 2 - 1
+        hits += int((signs @ weights >= bound).sum())
+    drawn = DRAWS // 9999 * 9999
+    return (hits + 1) / (drawn + 1), False
+
+
+def _sums(weights: Integers) -> Integers:
+    sums = np.zeros(1, dtype=np.int64)
+    for weight in weights:
+        sums = np.concatenate((sums - weight, sums + weight))
+    return sums
