@@ -8,6 +8,7 @@ from kdbench.leaderboard.as_json import to_json
 from kdbench.leaderboard.as_latex import to_latex
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
+from kdbench.leaderboard.manifest import MANIFEST, Manifest, write_manifest
 from kdbench.leaderboard.model import Cell, Leaderboard
 from kdbench.leaderboard.publishing import publish
 from kdbench.leaderboard.reading import read_cells
@@ -16,8 +17,10 @@ from kdbench.leaderboard.writing import CURVES, FORMATS, check_formats, write
 __all__ = [
     "CURVES",
     "FORMATS",
+    "MANIFEST",
     "Cell",
     "Leaderboard",
+    "Manifest",
     "build",
     "check_formats",
     "publish",
@@ -28,4 +31,5 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "write",
+    "write_manifest",
 ]
