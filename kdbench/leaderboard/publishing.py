@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from kdbench.files import write_atomic
-from kdbench.spec import DatasetRef, RunSpec
+from kdbench.spec import DatasetRef
 from kdbench.store import EPOCH_TABLE, EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 FOLDER = "runs"
@@ -35,11 +35,6 @@ def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
             if (folder.path / name).exists():
                 write_atomic(target / name, (folder.path / name).read_bytes())
     return RunStore(out / FOLDER)
-
-
-def published_files(runs: Iterable[tuple[RunFolder, RunSpec]]) -> list[Path]:
-    """Return the files of published runs, as their store lists them."""
-    return [folder.path / name for folder, _ in runs for name in FILES if (folder.path / name).is_file()]
 
 
 def without_folder(dataset: DatasetRef) -> DatasetRef:
