@@ -45,6 +45,17 @@ def cannot_write(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error}); {remedy} and start again") from error
 
 
+def place_folder(folder: Path, target: Path) -> None:
+    """Rename a complete folder to where it belongs, in the same file system; nothing may be there yet.
+
+    Raises:
+        StoreError: If it cannot be renamed; both places are untouched then.
+    """
+    with cannot_write(target):
+        folder.rename(target)
+        _sync_folder(target.parent)
+
+
 def sweep_temporary(folder: Path) -> None:
     """Remove what killed writers left in a folder; the caller holds the folder's lock."""
     for path in folder.glob(f"{TEMPORARY}*"):

@@ -156,7 +156,8 @@ class RunStore:
 
     def runs(self) -> list[tuple[RunFolder, RunSpec]]:
         """Return all planned runs, sorted by id."""
-        paths = sorted(self.root.rglob(SPEC))
+        # No part of a run id begins with a dot: whatever does is a copy that is not complete.
+        paths = sorted(path for path in self.root.rglob(SPEC) if not _hidden(path.relative_to(self.root)))
         return [(RunFolder(path.parent), parse_json(RunSpec, path)) for path in paths]
 
 
@@ -165,12 +166,20 @@ def _asked(spec: RunSpec) -> tuple[str, tuple[str, ...]]:
     return spec.config_sha256, spec.teacher_names
 
 
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _conflict(folder: RunFolder, old: RunSpec, new: RunSpec) -> str:
+    detail = changes(old, new)
+    return f"{folder.path}: holds a run of another configuration ({detail}); choose another --out"
+
+
+def changes(old: RunSpec, new: RunSpec, now: str = "now") -> str:
+    """Return in words what differs between the specs of one run, there (``old``) and ``now`` (``new``)."""
     a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
     changed = [key for key in a if a[key] != b.get(key)]
     if changed == ["options"]:
-        keys = [k for k in b["options"] if a["options"].get(k) != b["options"][k]]
-        detail = ", ".join(f"{k} {a['options'].get(k)} there, {b['options'][k]} now" for k in keys)
-    else:
-        detail = "different " + ", ".join(changed)
-    return f"{folder.path}: holds a run of another configuration ({detail}); choose another --out"
+        keys = [k for k in {**a["options"], **b["options"]} if a["options"].get(k) != b["options"].get(k)]
+        return ", ".join(f"{k} {a['options'].get(k)} there, {b['options'].get(k)} {now}" for k in keys)
+    return "different " + ", ".join(changed)

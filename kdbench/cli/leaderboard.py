@@ -35,19 +35,24 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
         read_cells,
         to_markdown,
         write,
+        write_manifest,
     )
+    from kdbench.leaderboard.publishing import FILES as PUBLISHED
 
     wanted = names(formats)
     check_formats(wanted)
     found = stored_runs(runs)
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     columns = [method.name for method in baselines]
-    curves = not set(wanted).isdisjoint(CURVES)
+    curves, copies = not set(wanted).isdisjoint(CURVES), []
     board = build(read_cells(found, curves=curves), columns, answers=read_answers)
     if records:  # the tables are then made from the copies, so that anyone gets the same bytes
         copies = publish([run for run, _ in found], out).runs()
         board = build(read_cells(copies, curves=curves), columns, answers=read_answers)
-    paths = write(board, out, wanted)
+    paths = list(write(board, out, wanted))
+    if records:
+        published = [run.path / name for run, _ in copies for name in PUBLISHED if (run.path / name).is_file()]
+        paths.append(write_manifest(out, [*paths, *published], columns))
     click.echo(to_markdown(board))
     for path in paths:
         click.echo(f"wrote {path}")

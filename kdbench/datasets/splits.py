@@ -27,13 +27,13 @@ def permutation(generator: np.random.Generator, count: int) -> NDArray[np.int64]
     return np.argsort(raw, kind="stable").astype(np.int64)
 
 
-def ordering(split: Split, seed: int, *stream: str) -> NDArray[np.int64]:
-    """Return a permutation of 0..N-1 of a split's images that is keyed by a stream of random numbers.
+def ordering(split: Split, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return a permutation of 0..N-1, N the images of a split.
 
     It comes from a permutation of the whole store that the split is a part of. So two parts of one dataset order the
     images they share alike, and a teacher and a student on parts of it cut the same images off.
     """
-    rank = np.argsort(permutation(numpy_generator(seed, *stream), len(split.store)), kind="stable")
+    rank = np.argsort(permutation(generator, len(split.store)), kind="stable")
     return np.argsort(rank[split.places(torch.arange(len(split))).numpy()], kind="stable").astype(np.int64)
 
 
@@ -58,8 +58,8 @@ def take(split: Split, indices: NDArray[np.int64]) -> Split:
 def per_class_subset(split: Split, per_class: int, classes: Sequence[str]) -> Split:
     """Return ``per_class`` images of each class that has any, in their original order.
 
-    The images are the first of each class in an :func:`ordering` keyed by ``(0, "subset")``, so they are the same for
-    every method and seed, and a smaller subset is contained in a larger one.
+    The images are the first of each class in an :func:`ordering` keyed by ``numpy_generator(0, "subset")``, so they are
+    the same for every method and seed, and a smaller subset is contained in a larger one.
 
     Args:
         split: Training images.
@@ -76,7 +76,7 @@ def per_class_subset(split: Split, per_class: int, classes: Sequence[str]) -> Sp
             f"a subset of {per_class} images per class: class '{classes[fewest]}' has {available[fewest]} training "
             f"images. Allowed: 1..{available[fewest]}; choose a number in this range, or use all images."
         )
-    order = ordering(split, 0, "subset")
+    order = ordering(split, numpy_generator(0, "subset"))
     counts = [per_class if count else 0 for count in available]
     return take(split, first_of_each(split.labels.numpy(), order, counts))
 
@@ -85,7 +85,8 @@ def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tup
     """Cut a class-balanced validation split off the training images; both keep the original order.
 
     Of a class with n > 0 images, ``round(fraction * n)`` are cut, at least 1: the first in an :func:`ordering` keyed by
-    ``(0, "split", "validation")``, so they are the same for every method and seed, and for parts of one dataset.
+    ``numpy_generator(0, "split", "validation")``, so they are the same for every method and seed, and for parts of one
+    dataset.
 
     Args:
         split: Training images.
@@ -110,7 +111,7 @@ def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tup
                 f"a validation split of {fraction:g}: it takes {wanted} of the {count} training images of class "
                 f"'{name}' and leaves none. Choose a smaller fraction, or 0, or add images."
             )
-    order = ordering(split, 0, "split", "validation")
+    order = ordering(split, numpy_generator(0, "split", "validation"))
     chosen = first_of_each(split.labels.numpy(), order, counts)
     rest = np.setdiff1d(np.arange(len(split)), chosen)
     return take(split, rest), take(split, chosen)

@@ -11,6 +11,7 @@ from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.compare_text import duels_json, duels_text
 from kdbench.leaderboard.comparing import compare
+from kdbench.leaderboard.manifest import MANIFEST, Manifest, write_manifest
 from kdbench.leaderboard.model import Cell, Leaderboard
 from kdbench.leaderboard.publishing import publish
 from kdbench.leaderboard.reading import read_cells
@@ -19,8 +20,10 @@ from kdbench.leaderboard.writing import CURVES, FORMATS, check_formats, write
 __all__ = [
     "CURVES",
     "FORMATS",
+    "MANIFEST",
     "Cell",
     "Leaderboard",
+    "Manifest",
     "build",
     "check_formats",
     "compare",
@@ -35,4 +38,5 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "write",
+    "write_manifest",
 ]

@@ -44,13 +44,15 @@ def read_answers(cell: Cell) -> Answers | None:
     if not cell.path or cell.status != "ok" or not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             bits, images = archive["correct"], int(archive["count"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise StoreError(f"{path}: not the predictions of a run ({_why(error)}); {_REMEDY}") from error
     if bits.dtype != np.uint8 or bits.shape != (-(-images // 8),):
         raise StoreError(f"{path}: {bits.shape} {bits.dtype} are not one bit for each of {images} images; {_REMEDY}")
-    right = int(np.unpackbits(bits, count=images).sum())
+    right = int(np.unpackbits(bits).sum())
+    if right != int(np.unpackbits(bits, count=images).sum()):
+        raise StoreError(f"{path}: bits beyond its {images} images; {_REMEDY}")
     recorded = cell.record.accuracy.last if cell.record and cell.record.accuracy else float("nan")
     if not abs(100 * right / max(images, 1) - recorded) <= CLOSE:
         raise StoreError(f"{path}: {right} of {images} right, but the record says {recorded} %; {_REMEDY}")

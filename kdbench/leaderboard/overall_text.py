@@ -14,6 +14,9 @@ from kdbench.stats import ENOUGH_SEEDS, LEAST_DATASETS, LEAST_PAIRS, Interval
 Quote = Callable[[object], str]
 
 
+ON_THESE, ON_NEW = "On these pairs", "On pairs that were not run"
+
+
 @dataclass(frozen=True)
 class Grid:
     """Heads and cells in plain text; the first column is left-aligned and foreign, heads are foreign."""
@@ -29,9 +32,9 @@ def title(view: Overview) -> str:
 
 def overview_markdown(view: Overview) -> str:
     """Return the section in Markdown."""
-    parts = [f"## {escape(title(view))}", "### On these pairs", _markdown(on_these(view))]
+    parts = [f"## {escape(title(view))}", f"### {ON_THESE}", _markdown(on_these(view))]
     if view.general:
-        parts += ["### On pairs that were not run", _markdown(on_new(view))]
+        parts += [f"### {ON_NEW}", _markdown(on_new(view))]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in overview_notes(view, escape))])
 
 

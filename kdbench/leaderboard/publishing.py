@@ -11,6 +11,7 @@ from kdbench.spec import DatasetRef
 from kdbench.store import EPOCH_TABLE, EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 FOLDER = "runs"
+FILES = (SPEC, RECORD, EPOCHS, EPOCH_TABLE, PREDICTIONS)  # of a published run; all but the first may be missing
 # A dataset made from another: kind, numbers and words separated by commas, then the other one. No path looks like it.
 _WRAPPED = re.compile(r"([A-Za-z0-9._-]+:\d+(,\w+)+:)+(?=[A-Za-z][A-Za-z0-9._-]*(:|$))")
 

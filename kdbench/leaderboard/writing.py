@@ -38,6 +38,11 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(formats))
 
 
+def file_name(kind: str) -> str:
+    """Return what the file of a format is called."""
+    return f"{NAME}.{_ENDINGS.get(kind, kind)}"
+
+
 def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Path, ...]:
     """Write ``leaderboard.md`` and its like, one file per format, and return the paths; equal boards give equal bytes.
 
@@ -51,7 +56,7 @@ def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Pa
         StoreError: If a file cannot be written.
     """
     chosen = check_formats(formats)
-    texts = {out_dir / f"{NAME}.{_ENDINGS.get(name, name)}": FORMATS[name](board) for name in chosen}
+    texts = {out_dir / file_name(name): FORMATS[name](board) for name in chosen}
     for path, text in texts.items():
         write_atomic(path, text)
     return tuple(texts)

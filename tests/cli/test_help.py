@@ -9,7 +9,7 @@ import pytest
 from commandline import ROOT, failure, kdbench
 
 HEAVY = ("torch", "torchvision", "pydantic", "sklearn", "scipy", "numpy", "timm")
-COMMANDS = ("run", "plan", "list", "show", "ablate", "teacher", "leaderboard", "plugin")
+COMMANDS = ("run", "plan", "list", "show", "ablate", "teacher", "leaderboard", "verify", "merge", "plugin")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["teacher", "import", "--help"]])

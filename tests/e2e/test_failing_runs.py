@@ -108,6 +108,8 @@ def test_a_diverging_method_is_a_result(place: Place, orders: Callable[..., Path
         "student": ["ok", "ok"],
         "runaway": ["diverged", "diverged"],
     }
+    assert kdbench("leaderboard", place.runs, "--out", place.root / "public", "--records").code == 0
+    assert kdbench("verify", place.root / "public").code == 0
     before = snapshot(place.runs)
     assert kdbench("run", *place.cells("student,runaway", 2), *ONE_PROCESS, "--retry-failed").code == 0
     assert snapshot(place.runs) == before  # diverged is no failure to retry
