@@ -16,8 +16,8 @@ def verdict(table: Table) -> str:
     decision = table.judgement.decision
     if decision.winner:
         return (
-            f"Verdict: {decision.text} on this pair: shown better than every other method and than both baselines, by "
-            f"at least {number(table.judgement.rope)} pt, also for other test images."
+            f"Verdict: {decision.text} on this pair: shown better than every other method; its gains over the "
+            f"baselines are at least {number(table.judgement.rope)} pt, and hold for other test images of their kind."
         )
     advice = "".join(f"; a gain of {gain:g} pt needs {seeds} seeds" for gain, seeds in table.judgement.advice)
     spread = f" Standard deviation of a paired difference {number(table.judgement.std)} pt{advice}." if advice else ""
