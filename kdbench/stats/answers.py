@@ -1,4 +1,4 @@
-"""SE_test from stored answers: one bit per run and image, counted, never unpacked to floats."""
+"""SE_test from stored answers: one bit per run and image, counted in whole numbers, never turned into floats."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from kdbench.stats.images import CrossedError
 
 Bits = NDArray[np.uint8]
-# Ones in each byte; numpy counts bits itself only from version 2 on.
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
 
 
 def crossed_error_of_bits(first: Sequence[Bits], second: Sequence[Bits], images: int) -> CrossedError:
@@ -38,10 +36,10 @@ def crossed_error_of_bits(first: Sequence[Bits], second: Sequence[Bits], images:
             f"crossed error - {seeds} and {len(second)} seeds, {images} images - two of each and {size} bytes a seed - "
             "store the answers of every run"
         )
-    ours, theirs = np.stack(first), np.stack(second)
-    of_seeds = _ONES[ours].sum(axis=1) - _ONES[theirs].sum(axis=1)
-    of_images = _by_image(ours, images) - _by_image(theirs, images)
-    unequal = int(_ONES[ours ^ theirs].sum())  # a difference is -1, 0 or 1
+    values = _unpacked(first, images) - _unpacked(second, images)  # each -1, 0 or 1, a byte each
+    of_seeds = values.sum(axis=1, dtype=np.int32).astype(np.int64)
+    of_images = values.sum(axis=0, dtype=np.int32).astype(np.int64)
+    unequal = int(np.count_nonzero(values))
     total = int(of_seeds.sum())
     cells = seeds * images
     # Sums of squares times the number of cells, as integers.
@@ -56,6 +54,5 @@ def crossed_error_of_bits(first: Sequence[Bits], second: Sequence[Bits], images:
     return CrossedError(total / cells, ms_seed, ms_image, ms_rest, *errors)
 
 
-def _by_image(bits: Bits, images: int) -> NDArray[np.int64]:
-    counts: NDArray[np.int64] = np.unpackbits(bits, axis=1, count=images).sum(axis=0, dtype=np.int64)
-    return counts
+def _unpacked(arm: Sequence[Bits], images: int) -> NDArray[np.int8]:
+    return np.unpackbits(np.stack(arm), axis=1, count=images).view(np.int8)
