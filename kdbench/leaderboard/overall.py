@@ -37,6 +37,7 @@ from kdbench.stats import (
 
 FLIPS = 1000  # differences beyond which the sign-flip test only repeats the t test, and takes long
 FEWEST_RANKED = 10  # pairs from which a diagram of mean ranks can tell anything apart
+MOST_RANKED = 100  # pairs beyond which exact tests of all pairs of methods, cubic in the pairs, take minutes
 ByPair = Mapping[str, Row]  # one method's row on each pair
 
 
@@ -279,14 +280,14 @@ def _shared(tables: Sequence[Table]) -> tuple[str, ...]:
 def mean_ranks(tables: Sequence[Table]) -> MeanRanks | None:
     """Return ranks over the pairs with the sets of methods that Wilcoxon's tests after Holm do not tell apart.
 
-    None below ten pairs, or fewer than two stable methods with all pairs.
+    None below 10 or above 100 pairs, or for fewer than two stable methods with all pairs.
 
     Source:
         Statistics specification, section 4.
     """
     closed = [table for table in tables if table.division == "closed"]
     means = _means(_by_method(closed), [_name(table) for table in closed])
-    if len(closed) < FEWEST_RANKED or len(means) < 2:
+    if not FEWEST_RANKED <= len(closed) <= MOST_RANKED or len(means) < 2:
         return None
     ranks = borda(means)
     order = [method for _, method in sorted(zip(ranks.mean_rank, ranks.methods, strict=True))]
