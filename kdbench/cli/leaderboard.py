@@ -8,6 +8,7 @@ import click
 
 from kdbench.cli.arguments import names, path_option
 from kdbench.cli.main import State
+from kdbench.cli.stored import stored_runs
 
 
 @click.command("leaderboard")
@@ -25,35 +26,29 @@ from kdbench.cli.main import State
 @click.pass_obj
 def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
     """Write tables and a page from the records under RUNS (default: runs) and print the Markdown table."""
-    from kdbench.errors import ConfigError
     from kdbench.leaderboard import (
         CURVES,
         build,
         check_formats,
         publish,
+        read_answers,
         read_cells,
         to_markdown,
         write,
         write_manifest,
     )
     from kdbench.leaderboard.publishing import FILES as PUBLISHED
-    from kdbench.store import RunStore
 
     wanted = names(formats)
     check_formats(wanted)
-    found = []
-    for folder in runs or (Path("runs"),):
-        here = RunStore(folder).runs()
-        if not here:
-            raise ConfigError(f"{folder}: no runs there; make some with kdbench run --out {folder}")
-        found += here
+    found = stored_runs(runs)
     baselines = sorted((m for m in state.registry().methods.values() if m.baseline), key=lambda m: m.uses_teacher)
     columns = [method.name for method in baselines]
     curves, copies = not set(wanted).isdisjoint(CURVES), []
-    board = build(read_cells(found, curves=curves), columns)
+    board = build(read_cells(found, curves=curves), columns, answers=read_answers)
     if records:  # the tables are then made from the copies, so that anyone gets the same bytes
         copies = publish([run for run, _ in found], out).runs()
-        board = build(read_cells(copies, curves=curves), columns)
+        board = build(read_cells(copies, curves=curves), columns, answers=read_answers)
     paths = list(write(board, out, wanted))
     if records:
         published = [run.path / name for run, _ in copies for name in PUBLISHED if (run.path / name).is_file()]

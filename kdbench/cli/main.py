@@ -18,6 +18,7 @@ _COMMANDS = {
     "ablate": ("ablate", "Run the ladder of a method: what each part of it adds, one factor at a time."),
     "teacher": ("teacher", "Train, import, verify or list teachers."),
     "leaderboard": ("leaderboard", "Write tables from the records of runs."),
+    "compare": ("compare", "Compare two methods by their runs: difference, tests, and the seeds it takes to decide."),
     "verify": ("verify", "Check a published board against the records it comes with."),
     "merge": ("merge", "Join the runs of several machines in one store."),
     "plugin": ("plugin", "Check that a plugin keeps its contract."),

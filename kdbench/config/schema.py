@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -69,16 +71,27 @@ class Section(BaseModel):
             exclude: What else to leave out, in pydantic's form; ``True`` stands for the whole of a key.
         """
         left_out = exclude or {}
-        dumped = self.model_dump(mode="json", exclude={key for key, inner in left_out.items() if inner is True})
-        for key, field in type(self).model_fields.items():
+        skipped = {key for key, inner in left_out.items() if inner is True}
+        nested: dict[str, Any] = {}
+        for key, added in _fields(type(self)):
             value = getattr(self, key)
-            if ADDED in field.metadata and value == field.get_default(call_default_factory=True):
-                dumped.pop(key, None)
-            elif key in dumped and isinstance(value, Section):
-                dumped[key] = value.hashed(left_out.get(key))
-            elif key in dumped and isinstance(value, tuple) and value and isinstance(value[0], Section):
-                dumped[key] = [item.hashed(left_out.get(key)) for item in value]
-        return dumped
+            if key in skipped:
+                continue
+            if added is not None and value == added.get_default(call_default_factory=True):
+                skipped.add(key)
+            elif isinstance(value, Section):
+                nested[key] = value.hashed(left_out.get(key))
+            elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+                nested[key] = [item.hashed(left_out.get(key)) for item in value]
+        # What is nested is dumped once, by itself: boards hash thousands of specs.
+        return self.model_dump(mode="json", exclude=skipped | nested.keys()) | nested
+
+
+@cache
+def _fields(section: type[Section]) -> tuple[tuple[str, FieldInfo | None], ...]:
+    """Return the names of a section's fields; beside one that was added later, the field itself."""
+    fields = section.model_fields.items()
+    return tuple((key, field if ADDED in field.metadata else None) for key, field in fields)
 
 
 class Loss(Section):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from kdbench.leaderboard.answers import read_answers
 from kdbench.leaderboard.as_csv import to_csv
 from kdbench.leaderboard.as_html import to_html
 from kdbench.leaderboard.as_json import to_json
 from kdbench.leaderboard.as_latex import to_latex
 from kdbench.leaderboard.as_markdown import to_markdown
 from kdbench.leaderboard.build import build
+from kdbench.leaderboard.compare_text import duels_json, duels_text
+from kdbench.leaderboard.comparing import compare
 from kdbench.leaderboard.manifest import MANIFEST, Manifest, write_manifest
 from kdbench.leaderboard.model import Cell, Leaderboard
 from kdbench.leaderboard.publishing import publish
@@ -23,7 +26,11 @@ __all__ = [
     "Manifest",
     "build",
     "check_formats",
+    "compare",
+    "duels_json",
+    "duels_text",
     "publish",
+    "read_answers",
     "read_cells",
     "to_csv",
     "to_html",

@@ -11,8 +11,11 @@ from importlib import resources
 from kdbench.leaderboard.claims_text import ALIGN, HEADERS, TITLE, claim_cells, claim_notes
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.details import Details
+from kdbench.leaderboard.judgement import Overview
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.notes import circumstances, reading
+from kdbench.leaderboard.overall_text import ON_NEW, ON_THESE, on_new, on_these, overview_notes
+from kdbench.leaderboard.overall_text import title as overview_title
 from kdbench.leaderboard.plots import Figure, board_figures, figures
 from kdbench.leaderboard.summary import compared, statement
 from kdbench.leaderboard.text import plain
@@ -26,6 +29,7 @@ class _Cell:
     sort: str  # empty where there is no value
     details: str
     right: bool
+    strong: bool
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,15 @@ class _Section:
     figures: tuple[Figure, ...]
     claims: tuple[list[str], ...]
     claim_notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Overview:
+    key: str
+    title: str
+    statement: str
+    grids: tuple[tuple[str, list[str], list[list[str]]], ...]  # title, heads, rows
+    notes: tuple[str, ...]
 
 
 def to_html(board: Leaderboard) -> str:
@@ -66,6 +79,7 @@ def to_html(board: Leaderboard) -> str:
         compared=plain(compared(board)),
         sections=[_section(index, table) for index, table in enumerate(board.tables, 1)],
         figures=board_figures(board),
+        overviews=[_overview(index, view) for index, view in enumerate(board.overviews, 1)],
         claim_title=TITLE,
         claim_heads=tuple(zip(HEADERS, ALIGN, strict=True)),
         markup=Markup,
@@ -73,6 +87,16 @@ def to_html(board: Leaderboard) -> str:
         script=Markup(script),
         policy=Markup(f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"),
     )
+
+
+def _overview(index: int, view: Overview) -> _Overview:
+    grids = [(ON_THESE, on_these(view)), *([(ON_NEW, on_new(view))] if view.general else [])]
+    cleaned = tuple(
+        (words, [plain(head) for head in grid.heads], [[plain(cell) for cell in row] for row in grid.cells])
+        for words, grid in grids
+    )
+    first, *notes = overview_notes(view, plain)
+    return _Overview(f"o{index}", plain(overview_title(view)), first, cleaned, tuple(notes))
 
 
 def _section(index: int, table: Table) -> _Section:
@@ -102,7 +126,7 @@ def _cell(row: Row, column: Column) -> _Cell:
         sort = f"{value:.6g}" if math.isfinite(value) else ""
     else:
         sort = "" if value is None else plain(value)
-    return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right)
+    return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right, column.strong(row))
 
 
 def _lines(details: Details) -> str:

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pydantic import JsonValue
 
 from kdbench.leaderboard.claims_text import NEVER
-from kdbench.leaderboard.model import Claim, Gain, Leaderboard, Outcome, Row, Table
+from kdbench.leaderboard.judged_text import verdict
+from kdbench.leaderboard.model import SPENT, Claim, Gain, Leaderboard, Outcome, Row, Table
 from kdbench.stats import Summary
 
 SCHEMA_VERSION = 1
@@ -19,7 +20,11 @@ Tree = dict[str, JsonValue]
 def to_json(board: Leaderboard) -> str:
     """Return the board as indented ASCII JSON; what is unknown or not finite is null."""
     tree: Tree = {"schema_version": SCHEMA_VERSION, "tables": [_table(table) for table in board.tables]}
-    return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
+    if board.overviews:
+        tree["overviews"] = [asdict(view) for view in board.overviews]
+    if board.ranks:
+        tree["mean_ranks"] = asdict(board.ranks)
+    return json.dumps(finite(tree), indent=2, allow_nan=False) + "\n"
 
 
 def _table(table: Table) -> Tree:
@@ -35,8 +40,22 @@ def _table(table: Table) -> Tree:
         "environment": {key: list(values) for key, values in table.environment.items()},
         "baselines": list(table.baselines),
         "absent_baselines": list(table.absent_baselines),
+        "judgement": _judgement(table),
         "rows": [_row(row) for row in table.rows],
         **_claims(table),
+    }
+
+
+def _judgement(table: Table) -> Tree:
+    """Return what the table supports; families and advice by name and by gain."""
+    tree: Tree = asdict(table.judgement)
+    decision = table.judgement.decision
+    return tree | {
+        "text": verdict(table),
+        "winner": decision.winner,
+        "reasons": list(decision.reasons),
+        "families": dict(table.judgement.families),
+        "advice": [{"gain": gain, "seeds": seeds} for gain, seeds in table.judgement.advice],
     }
 
 
@@ -81,10 +100,13 @@ def _row(row: Row) -> Tree:
         "unstable": row.unstable,
         "intent_to_treat": _summary(row.scored),
         "ok_only": _summary(row.ok_only),
+        "bold": row.bold,
+        "tie_group": row.ties,
         "gains": [_gain(gain) for gain in row.gains],
         "train_seconds": row.train_seconds,
         "deployed_parameters": list(row.deployed_parameters),
         "agreement_with_teacher": row.agreement,
+        **{key: row.mean_cost(part) for key, part in SPENT.items()},
         "runs": [_run(outcome) for outcome in row.outcomes],
         **({"safe_mode_seeds": list(row.safe_seeds)} if row.safe_seeds else {}),
     }
@@ -107,7 +129,7 @@ def _summary(summary: Summary | None) -> JsonValue:
 
 
 def _gain(gain: Gain) -> Tree:
-    # The p-value stays out: without a correction for all comparisons it would only invite claims.
+    # The uncorrected p-value stays out: it would only invite claims.
     difference = gain.difference
     if difference is None:
         return {"baseline": gain.baseline, "is_itself": True}
@@ -121,13 +143,20 @@ def _gain(gain: Gain) -> Tree:
         "std": difference.std,
         "interval": asdict(difference.interval) if difference.interval else None,
         "no_interval_because": difference.reason,
+        "p_holm": gain.p_holm,
+        "p_pooled": gain.p_pooled,
+        "star": gain.star,
+        "dagger": gain.dagger,
+        "equal": gain.equal,
+        "se_test": gain.se_test,
+        "unclaimed_because": gain.unclaimed,
     }
 
 
-def _finite(value: JsonValue) -> JsonValue:
+def finite(value: JsonValue) -> JsonValue:
     """Return the tree with null for every number JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list) else value
+        return {key: finite(part) for key, part in value.items()}
+    return [finite(part) for part in value] if isinstance(value, list | tuple) else value

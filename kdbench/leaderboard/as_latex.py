@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
 from kdbench.leaderboard.claims_text import ALIGN, HEADERS, TITLE, claim_cells, claim_notes
 from kdbench.leaderboard.columns import Column, columns
+from kdbench.leaderboard.judgement import Overview
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.notes import circumstances, reading
+from kdbench.leaderboard.overall_text import ON_NEW, ON_THESE, on_new, on_these, overview_notes, title
 from kdbench.leaderboard.text import plain
 
 _HEAD = r"""% Made by kdbench leaderboard. In the preamble: \usepackage{booktabs}. Read it with \input{leaderboard}.
@@ -37,7 +40,8 @@ _MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 def to_latex(board: Leaderboard) -> str:
     """Return the board as LaTeX that any engine reads: ASCII and Latin letters, ending in a newline."""
     tables = (_table(table, number) for number, table in enumerate(board.tables, 1))
-    return "\n\n".join([_HEAD, *tables]) + "\n"
+    views = (line for number, view in enumerate(board.overviews, 1) for line in _overview(view, number))
+    return "\n\n".join([_HEAD, *tables, *views]) + "\n"
 
 
 def quote(text: object) -> str:
@@ -66,6 +70,21 @@ def _table(table: Table, number: int) -> str:
     )
     comments = (f"% {note}" for note in circumstances(table, quote=plain))
     return "\n".join([*lines, *comments, *_claims(table, number)])
+
+
+def _overview(view: Overview, number: int) -> Iterator[str]:
+    """Return the tables of all pairs together; what they rest on stands in the caption of the first."""
+    grids = [("these", ON_THESE, on_these(view)), *([("new", ON_NEW, on_new(view))] if view.general else [])]
+    for place, (key, words, grid) in enumerate(grids):
+        lines = _grid(
+            label=f"overview-{key}-{number}",
+            short=f"{title(view)}: {words}",
+            caption=overview_notes(view, plain) if place == 0 else [],
+            align="l" + "r" * (len(grid.heads) - 1),
+            head=[quote(head) for head in grid.heads],
+            rows=[[quote(row[0]), *map(_own, row[1:])] for row in grid.cells],
+        )
+        yield "\n".join(lines)
 
 
 def _claims(table: Table, number: int) -> list[str]:
@@ -102,7 +121,12 @@ def _grid(label: str, short: str, caption: list[str], align: str, head: list[str
 
 
 def _row(row: Row, shown: tuple[Column, ...]) -> list[str]:
-    return [quote(column.text(row)) if column.foreign else _own(column.text(row)) for column in shown]
+    return [_cell(row, column) for column in shown]
+
+
+def _cell(row: Row, column: Column) -> str:
+    text = quote(column.text(row)) if column.foreign else _own(column.text(row))
+    return f"\\textbf{{{text}}}" if column.strong(row) else text
 
 
 def _own(text: str) -> str:

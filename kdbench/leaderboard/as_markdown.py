@@ -5,15 +5,17 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from kdbench.leaderboard.claims_text import claims_markdown
-from kdbench.leaderboard.columns import columns
-from kdbench.leaderboard.model import Leaderboard, Table
+from kdbench.leaderboard.columns import Column, columns
+from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.notes import notes
+from kdbench.leaderboard.overall_text import overview_markdown
 from kdbench.leaderboard.text import escape
 
 
 def to_markdown(board: Leaderboard) -> str:
     """Return the board in GitHub's Markdown, ending in a newline."""
-    return "\n\n".join(["# Leaderboard", *(_section(table) for table in board.tables)]) + "\n"
+    sections = (_section(table) for table in board.tables)
+    return "\n\n".join(["# Leaderboard", *sections, *map(overview_markdown, board.overviews)]) + "\n"
 
 
 def _section(table: Table) -> str:
@@ -23,7 +25,12 @@ def _section(table: Table) -> str:
 
 def _grid(table: Table) -> str:
     shown = columns(table)
-    cells = [[escape(c.text(row)) if c.foreign else c.text(row) for c in shown] for row in table.rows]
+    cells = [[_cell(column, row) for column in shown] for row in table.rows]
     align = ["right" if column.right else "left" for column in shown]
     heads = [escape(column.title) for column in shown]
     return tabulate(cells, heads, tablefmt="pipe", colalign=align, disable_numparse=True)
+
+
+def _cell(column: Column, row: Row) -> str:
+    text = escape(column.text(row)) if column.foreign else column.text(row)
+    return f"**{text}**" if column.strong(row) else text

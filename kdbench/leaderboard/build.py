@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from kdbench.errors import ConfigError, ProblemList
-from kdbench.leaderboard.checks import cell_problems, group_by, group_problems, row_problems
+from kdbench.leaderboard.answers import Reader, answers_by_seed
+from kdbench.leaderboard.checks import anchor_problems, cell_problems, group_by, group_problems, row_problems
 from kdbench.leaderboard.claim_files import ClaimFile, shipped_claims
 from kdbench.leaderboard.claims import claimed
+from kdbench.leaderboard.judging import judge
 from kdbench.leaderboard.model import Cell, Division, Leaderboard, Row, Table
+from kdbench.leaderboard.overall import mean_ranks, overviews
 from kdbench.leaderboard.rows import make_row, with_gains
 from kdbench.records import TeacherUsed
 
@@ -16,31 +20,39 @@ DIVISIONS: tuple[Division, ...] = ("closed", "open")
 Group = tuple[str, str, str]  # anchor label, dataset label, pair
 
 
-def build(cells: Iterable[Cell], baselines: Sequence[str], claims: Sequence[ClaimFile] | None = None) -> Leaderboard:
+def build(
+    cells: Iterable[Cell],
+    baselines: Sequence[str],
+    claims: Sequence[ClaimFile] | None = None,
+    answers: Reader | None = None,
+) -> Leaderboard:
     """Return the leaderboard of planned runs; the same cells in any order give the same one.
 
     Args:
         cells: Every planned run, finished or not.
         baselines: Methods over which gains are shown, in the order of their columns and rows.
         claims: Published accuracies to show beside ours; None = those that ship with kdbench.
+        answers: Where to find which test images a run had right; None = not known, and then nobody can win.
 
     Raises:
         ConfigError: If there is no run, or some cannot stand in one table; it names all of them.
 
     Source:
-        Statistics specification, sections 1, 2, 5 and 7.
+        Statistics specification, sections 1 to 8.
     """
     groups = group_by(cells, _group)
     if not groups:
         raise ConfigError("leaderboard: no runs; give a folder that kdbench run has written")
-    problems: list[str] = []
+    problems = anchor_problems(groups)
     for key, members in sorted(groups.items()):
         problems += _problems("/".join(key), members)
     if problems:
         raise ProblemList(problems)
     order = tuple(dict.fromkeys(baselines))
     known = tuple(shipped_claims() if claims is None else claims)
-    return Leaderboard(tuple(table for key in sorted(groups) for table in _tables(groups[key], order, known)))
+    tables = tuple(table for key in sorted(groups) for table in _tables(groups[key], order, known, answers))
+    views = overviews(tables)
+    return Leaderboard(tables, mean_ranks(tables) if len(views) == 1 else None, views)
 
 
 def _group(cell: Cell) -> Group:
@@ -56,19 +68,25 @@ def _problems(where: str, cells: Sequence[Cell]) -> list[str]:
     return problems + [problem for _, members in sorted(rows.items()) for problem in row_problems(where, members)]
 
 
-def _tables(cells: Sequence[Cell], baselines: tuple[str, ...], claims: tuple[ClaimFile, ...]) -> list[Table]:
+def _tables(
+    cells: Sequence[Cell], baselines: tuple[str, ...], claims: tuple[ClaimFile, ...], reader: Reader | None
+) -> list[Table]:
     """Return the tables of one group; rows of either division are held against the closed baselines."""
     by_division: dict[Division, list[Cell]] = {
         division: [cell for cell in cells if cell.spec.division == division] for division in DIVISIONS
     }
     rows = {division: _rows(members) for division, members in by_division.items()}
+    answers = {division: answers_by_seed(members, reader) for division, members in by_division.items()}
     references = {row.method: row for row in rows["closed"]}
-    known = [references[name] for name in baselines if name in references]
-    return [
-        _table(by_division[division], division, [with_gains(row, known) for row in rows[division]], baselines, claims)
-        for division in DIVISIONS
-        if rows[division]
-    ]
+    known = {name: references[name] for name in baselines if name in references}
+    tables = []
+    for division in DIVISIONS:
+        if rows[division]:
+            held = [with_gains(row, tuple(known.values())) for row in rows[division]]
+            judged, judgement = judge(held, known, baselines, division, (answers[division], answers["closed"]))
+            table = _table(by_division[division], division, judged, baselines, claims)
+            tables.append(replace(table, judgement=judgement))
+    return tables
 
 
 def _rows(cells: Sequence[Cell]) -> list[Row]:

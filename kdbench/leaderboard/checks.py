@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
+from kdbench.config.schema import Anchor
 from kdbench.leaderboard.model import Cell
 from kdbench.records import Record
 from kdbench.spec import RunSpec
@@ -28,12 +30,13 @@ def cell_problems(cell: Cell) -> list[str]:
     if record is None:
         return []
     said, planned = _facts(record), _facts(cell.spec)
-    if changed := [key for key in planned if said[key] != planned[key]]:
-        key = changed[0]
-        return [
-            f"{cell.label}: {key} is {_short(said[key])} in the record and {_short(planned[key])} in the spec beside "
-            "it; restore the file that was changed, or remove the run and start it again"
-        ]
+    facts = [(key, said[key], planned[key]) for key in planned]
+    for key, there, here in (*facts, *_hashes(cell, record)):
+        if there != here:
+            return [
+                f"{cell.label}: {key} is {_short(there)} in the record and {_short(here)} in the spec beside it; "
+                "restore the file that was changed, or remove the run and start it again"
+            ]
     if record.status == "ok":
         score = None if record.accuracy is None else record.accuracy.last
         if score is None or not 0 <= score <= 100:
@@ -43,13 +46,38 @@ def cell_problems(cell: Cell) -> list[str]:
     return []
 
 
+def anchor_problems(groups: Mapping[tuple[str, str, str], Sequence[Cell]]) -> list[str]:
+    """Return why groups under one anchor label are not of one protocol; differences within a group are its own.
+
+    Args:
+        groups: Cells of each anchor label, dataset label and pair.
+    """
+    found = []
+    for label in sorted({key[0] for key in groups}):
+        named = [_anchors(cells) for key, cells in groups.items() if key[0] == label]
+        values = [value for group in named if len({sha for _, sha in group}) == 1 for value in group]
+        remedy = "pairs of different protocols cannot be in one board: leave one group out, or run it again"
+        found.append(_two(label, "anchors of one name (sha256)", values, remedy))
+    return [problem for problem in found if problem]
+
+
+def _anchors(cells: Iterable[Cell]) -> list[tuple[Cell, str]]:
+    return [(cell, _anchor_sha256(cell.spec.anchor.model_dump_json())) for cell in cells]
+
+
+@lru_cache(maxsize=1024)
+def _anchor_sha256(text: str) -> str:
+    """Return the hash of an anchor by its JSON, which thousands of runs share and takes a hundredth of the time."""
+    return Anchor.model_validate_json(text).sha256
+
+
 def group_problems(where: str, cells: Sequence[Cell]) -> list[str]:
     """Return why these cells of one anchor label, dataset label and pair cannot be compared."""
     found = [
         _two(
             where,
             "anchors of one name (sha256)",
-            [(cell, cell.spec.anchor.sha256) for cell in cells],
+            _anchors(cells),
             "only runs of one protocol are comparable: give the changed anchor a new name or version and run it again",
         ),
         _two(
@@ -90,9 +118,8 @@ def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:
     problems = [problem for problem in found if problem]
     if not problems:
         # Whatever else is hashed; the checks above only say it better.
-        rest = _two(
-            where, "configurations (sha256 without the seed)", [(c, _seedless_sha256(c)) for c in cells], remedy
-        )
+        seedless = _seedless(cells)
+        rest = _two(where, "configurations (sha256 without the seed)", seedless, remedy)
         problems = [rest] if rest else []
     for seed, same in group_by(cells, lambda cell: cell.spec.seed).items():
         if len(same) > 1:
@@ -114,10 +141,13 @@ def _facts(side: RunSpec | Record) -> dict[str, str]:
         "pair": side.pair,
         "seed": str(side.seed),
         "dataset.fingerprint": (side.dataset if isinstance(side, RunSpec) else side.dataset_ref).fingerprint,
-        "anchor_sha256": side.anchor.sha256 if isinstance(side, RunSpec) else side.anchor_sha256,
         "run_id": side.run_id,
-        "config_sha256": side.config_sha256,
     }
+
+
+def _hashes(cell: Cell, record: Record) -> Iterator[tuple[str, str, str]]:
+    yield "anchor_sha256", record.anchor_sha256, _anchor_sha256(cell.spec.anchor.model_dump_json())
+    yield "config_sha256", record.config_sha256, cell.config_sha256
 
 
 def _two(where: str, what: str, values: Iterable[tuple[Cell, str]], remedy: str) -> str | None:
@@ -144,8 +174,16 @@ def _short(value: str) -> str:
     return " + ".join(part[:12] for part in parts) if hashes else value
 
 
-def _seedless_sha256(cell: Cell) -> str:
-    return cell.spec.model_copy(update={"seed": 0}).config_sha256
+def _seedless(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
+    """Return each cell's hash without its seed; equal specs are hashed once."""
+    known: dict[str, str] = {}
+    found = []
+    for cell in cells:
+        text = cell.spec.model_dump_json(exclude={"seed"})
+        if text not in known:
+            known[text] = cell.spec.model_copy(update={"seed": 0}).config_sha256
+        found.append((cell, known[text]))
+    return found
 
 
 def _deviations(side: RunSpec | Record) -> str:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kdbench.leaderboard import details
+from kdbench.leaderboard import details, judged_text
 from kdbench.leaderboard.details import Details
-from kdbench.leaderboard.model import STATUSES, Gain, Row, Table
-from kdbench.leaderboard.text import accuracy, finished, gain, number, parameters, seconds
+from kdbench.leaderboard.model import SPENT, STATUSES, Gain, Part, Row, Table
+from kdbench.leaderboard.text import (
+    accuracy,
+    corrected,
+    finished,
+    forwards,
+    gain,
+    mebibytes,
+    number,
+    parameters,
+    seconds,
+    short,
+)
 from kdbench.stats import Summary
 
 Value = str | int | float | None
+Behind = Callable[[Gain], Details]
 Quote = Callable[[object], str]  # how an output makes foreign text fit for itself
 
 
@@ -26,6 +38,7 @@ class Column:
         details: What lies behind it: each seed with its value, or its status.
         foreign: Whether ``text`` is somebody else's, so that an output must quote what is special in it.
         right: Whether it is aligned to the right, as numbers are.
+        strong: Whether a row's text stands in bold.
     """
 
     title: str
@@ -34,6 +47,7 @@ class Column:
     details: Callable[[Row], Details]
     foreign: bool = False
     right: bool = True
+    strong: Callable[[Row], bool] = lambda _: False
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class Group:
 
 def groups(table: Table) -> tuple[Group, ...]:
     """Return all groups of a table's columns in their order; a new column is added here, and nowhere else."""
-    return (_who(), _accuracy(table), _gains(table), _cost(), _deviations(table))
+    return (_who(), _accuracy(table), _ties(table), _gains(table), _cost(), _deviations(table))
 
 
 def columns(table: Table) -> tuple[Column, ...]:
@@ -89,9 +103,30 @@ def _accuracy(table: Table) -> Group:
         "deviation over seeds (ddof = 1)."
     )
     return Group(
-        columns=(Column("accuracy %", accuracy, lambda r: r.scored.mean if r.scored else None, details.accuracies),),
-        notes=lambda _: (note,),
+        columns=(
+            Column(
+                "accuracy %",
+                accuracy,
+                lambda row: row.scored.mean if row.scored else None,
+                details.accuracies,
+                strong=lambda row: row.bold,
+            ),
+        ),
+        notes=lambda _: (note, *judged_text.bold(table)),
         fields=lambda row: {**_summary("accuracy", row.scored), **_summary("ok_only", row.ok_only)},
+    )
+
+
+def _ties(table: Table) -> Group:
+    """Return the tie groups, which stand for the ranks that a table of noisy means does not have."""
+    column = Column(
+        "tie group", lambda row: row.ties or "-", lambda row: row.ties or None, lambda _: Details(), right=False
+    )
+    shown = any(row.ties for row in table.rows)
+    return Group(
+        columns=(column,) if shown else (),
+        notes=lambda _: ("tie group: two methods are shown to differ if and only if they share no letter.",) * shown,
+        fields=lambda row: {"bold": _yes(row.bold), "tie_group": row.ties},
     )
 
 
@@ -105,15 +140,39 @@ def _gains(table: Table) -> Group:
             "its 95 % t interval, each for one comparison, not corrected for their number; (n=) where these seeds are "
             "fewer than planned."
         )
+        tests = judged_text.tests(table, quote) if table.baselines else ()
         absent = (f"No gain over {quote(name)}: it has no {division}runs here." for name in table.absent_baselines)
-        return (*((reading,) if table.baselines else ()), *absent)
+        return (*((reading,) if table.baselines else ()), *tests, *absent)
 
     return Group(
-        columns=tuple(_gain(index, name) for index, name in enumerate(table.baselines)),
+        columns=tuple(column for index, name in enumerate(table.baselines) for column in _versus(table, index, name)),
         notes=notes,
         fields=lambda row: {key: value for each in row.gains for key, value in _gain_fields(each).items()},
         varies=True,
     )
+
+
+def _versus(table: Table, index: int, baseline: str) -> tuple[Column, ...]:
+    """Return the gain over one baseline and what belongs to it; what no row has is left out."""
+
+    def column(title: str, text: Callable[[Gain], str], sort: Callable[[Gain], float | None], more: Behind) -> Column:
+        return Column(
+            f"{title} vs {baseline}",
+            lambda row: text(row.gains[index]),
+            lambda row: sort(row.gains[index]),
+            lambda row: more(row.gains[index]),
+        )
+
+    shown = [_gain(index, baseline)]
+    if table.division == "closed":
+        shown.append(column("p", corrected, lambda gain: gain.p_holm, details.test))
+    if any(row.gains[index].se_test is not None for row in table.rows):
+        shown.append(column("SE_test", _se_test, lambda gain: gain.se_test, lambda _: Details()))
+    return tuple(shown)
+
+
+def _se_test(gain: Gain) -> str:
+    return "-" if gain.difference is None else number(gain.se_test)
 
 
 def _gain(index: int, baseline: str) -> Column:
@@ -132,7 +191,9 @@ def _gain(index: int, baseline: str) -> Column:
 def _cost() -> Group:
     note = (
         "train s: mean seconds in training steps; params: deployed parameters; agreement: test images on which the "
-        "network and its teacher predict the same class, in percent; all over the ok runs."
+        "network and its teacher predict the same class, in percent; forwards: images through the trained network + "
+        "through teachers in training; peak MiB: of the device, or of the process on a CPU; FLOPs: of the "
+        "deployed network for one image; all means over the ok runs."
     )
     return Group(
         columns=(
@@ -144,13 +205,26 @@ def _cost() -> Group:
                 details.sizes,
             ),
             Column("agreement %", lambda r: number(r.agreement, 1), lambda r: r.agreement, details.agreements),
+            Column("forwards", forwards, lambda r: r.mean_cost(SPENT["student_forwards"]), details.forwards),
+            _spent("peak MiB", SPENT["peak_memory_bytes"], mebibytes),
+            _spent("FLOPs", SPENT["deployed_flops"], short),
         ),
         notes=lambda _: (note,),
         fields=lambda row: {
             "train_seconds": row.train_seconds,
             "deployed_parameters": "-".join(map(str, row.deployed_parameters)),
             "agreement_with_teacher": row.agreement,
+            **{key: row.mean_cost(part) for key, part in SPENT.items()},
         },
+    )
+
+
+def _spent(title: str, part: Part, text: Callable[[float | None], str]) -> Column:
+    return Column(
+        title,
+        lambda row: text(row.mean_cost(part)),
+        lambda row: row.mean_cost(part),
+        lambda row: details.costs(row, lambda cost: text(part(cost))),
     )
 
 
@@ -164,6 +238,10 @@ def _deviations(table: Table) -> Group:
         notes=_nothing,
         fields=lambda row: {"deviations": "; ".join(f"{d.key}={d.value}" for d in row.deviations)},
     )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _summary(name: str, summary: Summary | None) -> dict[str, Value]:
@@ -183,4 +261,11 @@ def _gain_fields(gain: Gain) -> dict[str, Value]:
         f"vs_{name}_low": interval.low if interval else None,
         f"vs_{name}_high": interval.high if interval else None,
         f"vs_{name}_no_interval": difference.reason if difference else "",
+        f"vs_{name}_p_holm": gain.p_holm,
+        f"vs_{name}_p_pooled": gain.p_pooled,
+        f"vs_{name}_star": _yes(gain.star) if difference else "",
+        f"vs_{name}_dagger": _yes(gain.dagger) if difference else "",
+        f"vs_{name}_equal": _yes(gain.equal) if difference else "",
+        f"vs_{name}_se_test": gain.se_test,
+        f"vs_{name}_no_star": gain.unclaimed,
     }

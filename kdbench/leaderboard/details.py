@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdbench.leaderboard.model import Gain, Outcome, Row
-from kdbench.leaderboard.text import number, parameters, plain, ranges, seconds
+from kdbench.leaderboard.text import number, parameters, plain, probability, ranges, seconds, short
+from kdbench.records import Cost
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,29 @@ def differences(row: Row, gain: Gain) -> Details:
     known = dict(zip(difference.seeds, difference.values, strict=True))
     seeds = ((o.seed, number(known[o.seed], signed=True) if o.seed in known else "not in both") for o in row.outcomes)
     return Details(tuple(seeds), (f"n = {difference.n}, sd {number(difference.std)}",))
+
+
+def test(gain: Gain) -> Details:
+    """Return the p behind a corrected one, and why nothing may be claimed of it."""
+    difference = gain.difference
+    if difference is None:
+        return Details()
+    p = difference.p
+    found = f"uncorrected {probability(p)}" if p is not None else f"no test: {difference.reason}"
+    return Details(also=(found, *((f"not to be claimed: {gain.unclaimed}",) if gain.unclaimed else ())))
+
+
+def costs(row: Row, value: Callable[[Cost], str]) -> Details:
+    """Return one part of the costs of each seed; nothing where all have the same, which the cell says."""
+    shown = {value(outcome.cost) for outcome in row.outcomes if outcome.cost}
+    if len(shown) == 1 and row.count("ok") == row.planned:
+        return Details()
+    return _by_seed(row, lambda outcome: None if outcome.cost is None else value(outcome.cost))
+
+
+def forwards(row: Row) -> Details:
+    """Return how many images each seed sent through the trained network and through teachers."""
+    return costs(row, lambda cost: f"{short(cost.student_forwards)} + {short(cost.teacher_forwards)}")
 
 
 def reasons(row: Row) -> Details:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 from typing import Literal
 
 from pydantic import JsonValue
 
 from kdbench.leaderboard.claim_files import ClaimSource, EpochRule
-from kdbench.records import Record, TeacherUsed
+from kdbench.leaderboard.judgement import Judgement, Overview
+from kdbench.records import Cost, Record, TeacherUsed
 from kdbench.spec import DatasetRef, DeclaredDeviation, RunSpec
-from kdbench.stats import Interval, PairedDifference, Summary
+from kdbench.stats import Interval, PairedDifference, Summary, within_image_noise
 
 CellStatus = Literal["ok", "diverged", "infra_failed", "missing", "skipped"]
 STATUSES: tuple[CellStatus, ...] = ("ok", "diverged", "infra_failed", "missing", "skipped")
 Division = Literal["closed", "open"]
 Curve = tuple[tuple[int, float], ...]  # the student's epochs, from 1, each with its test accuracy in percent
 Verdict = Literal["within", "above", "below", "cannot tell"]
+
+
+Part = Callable[[Cost], float]
+# Further costs of a row, by their names in records and outputs.
+SPENT: dict[str, Part] = {
+    "student_forwards": lambda cost: cost.student_forwards,
+    "teacher_forwards": lambda cost: cost.teacher_forwards,
+    "peak_memory_bytes": lambda cost: cost.peak_memory_bytes,
+    "deployed_flops": lambda cost: cost.deployed_flops,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,11 @@ class Cell:
     record: Record | None = None
     path: str = ""
     curve: Curve = ()
+
+    @cached_property
+    def config_sha256(self) -> str:
+        """The spec's hash, which takes a while, once."""
+        return self.spec.config_sha256
 
     @property
     def status(self) -> CellStatus:
@@ -58,6 +77,7 @@ class Outcome:
         deployed_parameters: Scalars of the deployed module; None unless ok.
         agreement: Agreement with the teacher in percent; None unless ok, or without a teacher.
         curve: Test accuracy over the student's epochs; empty where nobody asked for it.
+        cost: What the run cost; None unless ok.
     """
 
     seed: int
@@ -71,21 +91,40 @@ class Outcome:
     deployed_parameters: int | None = None
     agreement: float | None = None
     curve: Curve = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A row's paired difference to one baseline.
+    """A row's paired difference to one baseline, and what may be claimed of it.
 
     Args:
         baseline: Method name.
         difference: Row minus baseline over the common seeds; None for the baseline's own row.
         show_n: Whether the number of common seeds differs from what either row planned.
+        p_holm: Two-sided p of the paired t test after Holm over the table's comparisons with this baseline, or None.
+        p_pooled: The same from the pooled error of the whole table; None where the table has none to give.
+        star: Whether p_holm is below alpha and may be claimed.
+        unclaimed: Why nothing may be claimed whatever p is; empty if something may.
+        se_test: Crossed standard error over seeds and test images, in points; None where answers are not known.
+        equal: Whether the gain is shown to be practically none (two one-sided tests), where that may be claimed.
     """
 
     baseline: str
     difference: PairedDifference | None
     show_n: bool = False
+    p_holm: float | None = None
+    p_pooled: float | None = None
+    star: bool = False
+    unclaimed: str = ""
+    se_test: float | None = None
+    equal: bool = False
+
+    @property
+    def dagger(self) -> bool:
+        """Whether a gain that is significant over seeds is within the noise of the test images."""
+        mean = self.difference.mean if self.difference else None
+        return self.star and mean is not None and self.se_test is not None and within_image_noise(mean, self.se_test)
 
 
 @dataclass(frozen=True)
@@ -103,6 +142,8 @@ class Row:
         agreement: Mean over the ok runs of the agreement with the teacher in percent.
         safe_seeds: Seeds whose runs had their safe retry, ascending.
         distilled: Whether the method learns from teachers.
+        bold: Whether the row is in the set of those not shown worse than the best.
+        ties: Letters of its tie groups; empty where nothing may be said.
     """
 
     method: str
@@ -119,6 +160,13 @@ class Row:
     agreement: float | None
     safe_seeds: tuple[int, ...] = ()
     distilled: bool = True
+    bold: bool = False
+    ties: str = ""
+
+    def mean_cost(self, part: Part) -> float | None:
+        """Return the mean of one part of the costs over the ok runs; None without one."""
+        known = [part(outcome.cost) for outcome in self.outcomes if outcome.cost]
+        return fmean(known) if known else None
 
     def count(self, status: CellStatus) -> int:
         """Return how many planned runs have a status."""
@@ -207,6 +255,7 @@ class Table:
         teachers: Distinct teachers of the distilled rows.
         environment: Distinct values of each property of the environments.
         claims: What others have published of its rows.
+        judgement: What the table's numbers support.
     """
 
     anchor: str
@@ -222,6 +271,7 @@ class Table:
     rows: tuple[Row, ...]
     environment: dict[str, tuple[str, ...]]
     claims: Claims = Claims()
+    judgement: Judgement = Judgement()
 
     @property
     def title(self) -> str:
@@ -257,8 +307,10 @@ class Leaderboard:
 
     Args:
         tables: At least one.
-        ranks: Ranks over all pairs, where somebody computed them.
+        ranks: Ranks over all pairs, where all tables are of one protocol and some methods have every pair.
+        overviews: One per protocol with more than one pair.
     """
 
     tables: tuple[Table, ...]
     ranks: MeanRanks | None = None
+    overviews: tuple[Overview, ...] = ()

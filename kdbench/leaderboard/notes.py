@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdbench.leaderboard.columns import Quote, groups
+from kdbench.leaderboard.judged_text import background, verdict
 from kdbench.leaderboard.model import Row, Table
 from kdbench.leaderboard.text import escape, number, ranges
 
@@ -24,7 +25,8 @@ def notes(table: Table, quote: Quote = escape) -> list[str]:
 
 def reading(table: Table, quote: Quote = escape) -> list[str]:
     """Return the part of the footer that says what the numbers are, and what they are not."""
-    return [*(note for group in groups(table) for note in group.notes(quote)), *_seeds(table)]
+    explained = (note for group in groups(table) for note in group.notes(quote))
+    return [quote(verdict(table)), *explained, *_seeds(table), *background(table, quote)]
 
 
 def circumstances(table: Table, quote: Quote = escape) -> list[str]:
@@ -39,8 +41,8 @@ def circumstances(table: Table, quote: Quote = escape) -> list[str]:
 
 def _seeds(table: Table) -> Iterator[str]:
     yield (
-        f"Seeds {ranges(table.seeds)}; {_planned(table)}. Numbers are shown, nothing is claimed: no test, no winner; "
-        "the order of rows (baselines, then by mean) is for display only."
+        f"Seeds {ranges(table.seeds)}; {_planned(table)}. The order of rows (baselines, then by mean) is for display "
+        "only."
     )
     if any(row.unstable for row in table.rows):
         yield (

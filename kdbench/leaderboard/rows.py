@@ -55,11 +55,12 @@ def _outcome(cell: Cell) -> Outcome:
         score=score,
         reason=record.reason if record else "",
         run_id=cell.spec.run_id,
-        config_sha256=cell.spec.config_sha256,
+        config_sha256=cell.config_sha256,
         train_seconds=ok.cost.train_seconds if ok and ok.cost else None,
         deployed_parameters=ok.cost.deployed_parameters if ok and ok.cost else None,
         agreement=ok.agreement_with_teacher if ok else None,
         curve=cell.curve,
+        cost=ok.cost if ok else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kdbench.leaderboard.judged_text import verdict
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.text import gain, number, ranges
 
@@ -27,7 +28,7 @@ def compared(board: Leaderboard) -> str:
 
 
 def statement(table: Table) -> str:
-    """Return the strongest thing that a table's own numbers support, in plain text: a description, not a claim."""
+    """Return the highest mean, which is only a description, and the verdict, in plain text."""
     scored = [row for row in table.rows if row.scored and not row.unstable]
     if not scored:
         return "No method has a stable result yet."
@@ -35,7 +36,7 @@ def statement(table: Table) -> str:
     n = len(best.scores)
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     lead = f"Highest mean: {best.method}, {number(best.scored.mean if best.scored else None)} % over {seeds}"
-    return f"{lead}{_over(best)}. Nothing is claimed: no test was made, and being first by mean is no win."
+    return f"{lead}{_over(best)}. Being first by mean is no win. {verdict(table)}"
 
 
 def _over(row: Row) -> str:

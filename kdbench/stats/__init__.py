@@ -4,6 +4,7 @@ One file per question. Section numbers in ``Source`` are those of the project's 
 ``docs/statistics.md`` says which function answers what. scipy is imported on first use.
 """
 
+from kdbench.stats.answers import Bits, crossed_error_of_bits
 from kdbench.stats.blocked import (
     BlockedAnova,
     Blocks,
@@ -14,7 +15,7 @@ from kdbench.stats.blocked import (
     tukey_p,
 )
 from kdbench.stats.bold import BoldSet, bold_set, paired_p_of_all, pooled_p
-from kdbench.stats.deciding import Decision, decide_pair, detectable
+from kdbench.stats.deciding import Decision, decide, decide_pair, detectable
 from kdbench.stats.describing import (
     Description,
     Interval,
@@ -26,7 +27,16 @@ from kdbench.stats.describing import (
     t_interval,
 )
 from kdbench.stats.equivalence import ROPE, Equivalence, Posterior, bayes_signed_rank, t_posterior, tost
-from kdbench.stats.families import Comparison, adjust, compare_with_baseline, holm, with_stars
+from kdbench.stats.families import (
+    ALPHA,
+    ENOUGH_SEEDS,
+    Comparison,
+    adjust,
+    compare_with_baseline,
+    holm,
+    unclaimable,
+    with_stars,
+)
 from kdbench.stats.gains import (
     BootstrapIntervals,
     StratifiedBootstrap,
@@ -46,7 +56,7 @@ from kdbench.stats.images import (
     wilson,
     within_image_noise,
 )
-from kdbench.stats.overall import Overall, Rivalry, decide_overall
+from kdbench.stats.overall import BAYES_DRAWS, LEAST_DATASETS, LEAST_PAIRS, MOST_PAIRS, Overall, Rivalry, decide_overall
 from kdbench.stats.paired import PairedDifference, PairedT, paired_difference, paired_t, seed_correlation
 from kdbench.stats.pairs import StratifiedT, pair_means_t, stratified_t
 from kdbench.stats.planning import minimum_detectable, power, seeds_needed, standardized_mde
@@ -63,6 +73,7 @@ from kdbench.stats.ranks import (
 from kdbench.stats.signed_ranks import PairwiseWilcoxon, Wilcoxon, pairwise_wilcoxon, wilcoxon
 from kdbench.stats.signs import Floor, SignFlip, attainable, sign_flip, stratified_sign_flip
 from kdbench.stats.statuses import IntentToTreat, RunStatus, intent_to_treat
+from kdbench.stats.ties import tie_groups
 from kdbench.stats.unpaired import (
     StochasticOrder,
     Welch,
@@ -75,7 +86,14 @@ from kdbench.stats.unpaired import (
 from kdbench.stats.values import DifferencesByPair, by_seed, differences_by_pair
 
 __all__ = [
+    "ALPHA",
+    "BAYES_DRAWS",
+    "ENOUGH_SEEDS",
+    "LEAST_DATASETS",
+    "LEAST_PAIRS",
+    "MOST_PAIRS",
     "ROPE",
+    "Bits",
     "BlockedAnova",
     "Blocks",
     "BoldSet",
@@ -120,6 +138,8 @@ __all__ = [
     "complete_blocks",
     "critical_difference",
     "crossed_error",
+    "crossed_error_of_bits",
+    "decide",
     "decide_overall",
     "decide_pair",
     "describe",
@@ -160,8 +180,10 @@ __all__ = [
     "studentized_range",
     "t_interval",
     "t_posterior",
+    "tie_groups",
     "tost",
     "tukey_p",
+    "unclaimable",
     "unpaired_improvement",
     "welch_t",
     "wilcoxon",

@@ -72,25 +72,49 @@ def decide_pair(
     if len(set(protocols)) > 1:
         return Decision(None, (), (f"{len(set(protocols))} different protocols",), None)
     best = bold_set(scores, planned=planned, unstable=unstable, alpha=alpha)
+    comparisons = [
+        comparison
+        for baseline in dict.fromkeys(baselines)
+        if baseline in scores
+        for comparison in with_stars(compare_with_baseline(scores, baseline, planned=planned, unstable=unstable), alpha)
+    ]
+    mde = detectable(scores, unstable, alpha)
+    return decide(best, comparisons, baselines, mde, se_crossed=se_crossed, rope=rope, alpha=alpha)
+
+
+def decide(
+    best: BoldSet,
+    comparisons: Sequence[Comparison],
+    baselines: Sequence[str],
+    mde: float | None,
+    *,
+    se_crossed: Mapping[tuple[str, str], float] | None = None,
+    rope: float = ROPE,
+    alpha: float = ALPHA,
+) -> Decision:
+    """Name the winner of one pair from what has been computed; see ``decide_pair``.
+
+    Args:
+        best: The methods not shown worse than the best.
+        comparisons: Every method against every baseline that is there, corrected.
+        baselines: All that a winner must beat.
+        mde: What the runs could have shown, in points.
+        se_crossed: Crossed standard error of a gain in points, by method and baseline, where it is known.
+        rope: Smallest gain of interest, in points.
+        alpha: Level of each family.
+    """
+    present = {comparison.baseline for comparison in comparisons}
     reasons = _against_the_set(best)
-    reasons += [f"baseline {name} is missing" for name in baselines if name not in scores]
+    reasons += [f"baseline {name} is missing" for name in baselines if name not in present]
     if not baselines:
         reasons.append("no baseline")
-    present = [name for name in baselines if name in scores]
     if best.best in present:
         reasons.append(f"the best is the baseline {best.best}")
-    for baseline in present:
-        family = with_stars(compare_with_baseline(scores, baseline, planned=planned, unstable=unstable), alpha)
-        for comparison in family:
-            if comparison.method == best.best:
-                se = (se_crossed or {}).get((comparison.method, baseline))
-                reasons += _against_the_gain(comparison, rope, alpha, se)
-    return Decision(
-        winner=None if reasons else best.best,
-        candidates=best.bold,
-        reasons=tuple(dict.fromkeys(reasons)),
-        mde=detectable(scores, unstable, alpha),
-    )
+    for comparison in comparisons:
+        if comparison.method == best.best:
+            se = (se_crossed or {}).get((comparison.method, comparison.baseline))
+            reasons += _against_the_gain(comparison, rope, alpha, se)
+    return Decision(None if reasons else best.best, best.bold, tuple(dict.fromkeys(reasons)), mde)
 
 
 def detectable(scores: Scores, unstable: Collection[str] = (), alpha: float = ALPHA) -> float | None:

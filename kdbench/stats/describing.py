@@ -102,10 +102,14 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | 
     finite(values, "values")
     if len(set(values)) < 2:
         return None
-    from scipy.stats import t
+    return interval_of(mean_std(values), confidence)
 
-    summary = mean_std(values)
-    half = float(t.ppf((1 + confidence) / 2, summary.n - 1)) * standard_error(values)
+
+def interval_of(summary: Summary, confidence: float = 0.95) -> Interval:
+    """Return the t interval of a mean from at least two values, which are not all equal."""
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(summary.n - 1, (1 + confidence) / 2)) * (summary.std or 0.0) / math.sqrt(summary.n)
     return Interval(summary.mean - half, summary.mean + half, confidence)
 
 

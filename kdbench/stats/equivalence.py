@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kdbench.stats.describing import Interval
 from kdbench.stats.paired import paired_t
-from kdbench.stats.values import DIFFERENCE_DIGITS, finite, rounded
+from kdbench.stats.values import DIFFERENCE_DIGITS, Vector, finite, rounded
 
 ROPE = 0.2  # points, for test sets of 10k images: the sampling error of a paired gain over five seeds
 
@@ -122,12 +123,20 @@ def bayes_signed_rank(
     if digits is not None:
         sums, border = np.round(sums, digits), round(border, digits)
     above, below = ((s > border) + (s == border) / 2 for s in (sums, -sums))
-    weights = np.random.default_rng(seed).dirichlet([prior, *np.ones(len(known) - 1)], draws)
+    weights = _weights(len(known) - 1, draws, seed, prior)
     high = ((weights @ above) * weights).sum(axis=1)
     low = ((weights @ below) * weights).sum(axis=1)
     middle = 1 - high - low if rope > 0 else np.full(draws, -1.0)
     low_share, inside, high_share = np.bincount(np.argmax([low, middle, high], axis=0), minlength=3).tolist()
     return Posterior(low_share / draws, inside / draws, high_share / draws)
+
+
+@lru_cache(maxsize=2)
+def _weights(count: int, draws: int, seed: int, prior: float) -> Vector:
+    """Return the draws, which depend on the number of differences alone: a board asks for the same again and again."""
+    weights = np.random.default_rng(seed).dirichlet([prior, *np.ones(count)], draws)
+    weights.flags.writeable = False
+    return weights
 
 
 def _check_rope(rope: float, *, zero: bool = False) -> None:

@@ -107,7 +107,7 @@ def compare_with_baseline(
         difference = paired_difference(scores[method], scores.get(baseline, {}))
         if {method, baseline} & set(unstable):
             difference = replace(difference, interval=None, t=None, p=None, reason="unstable")
-        found.append(Comparison(method, baseline, difference, reason=_unclaimable(difference, planned)))
+        found.append(Comparison(method, baseline, difference, reason=unclaimable(difference, planned)))
     return tuple(found)
 
 
@@ -133,7 +133,12 @@ def with_stars(comparisons: Sequence[Comparison], alpha: float = ALPHA) -> tuple
     )
 
 
-def _unclaimable(difference: PairedDifference, planned: int | None) -> str:
+def unclaimable(difference: PairedDifference, planned: int | None) -> str:
+    """Return why nothing may be claimed of a difference whatever its p is; empty if something may.
+
+    Source:
+        Sections 1.2 (five seeds) and 5, rule 3 (all that were planned).
+    """
     if difference.reason:
         return difference.reason
     needed = max(ENOUGH_SEEDS, planned or 0)

@@ -15,9 +15,10 @@ from kdbench.stats.signed_ranks import wilcoxon
 from kdbench.stats.values import DifferencesByPair, Scores, differences_by_pair
 
 LEAST_PAIRS = 6
+MOST_PAIRS = 50  # beyond, a signed-rank test lacks no power, and the posterior's squares of pairs grow large
 LEAST_DATASETS = 2
 SURE = 0.95
-DRAWS = 20_000
+BAYES_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Rivalry:
         on_these: Stratified test on these pairs; p_holm is its p after Holm over the rivals.
         p_holm: Or None without a test.
         p_general: Wilcoxon's p over pair means after Holm over the rivals.
-        p_above: Posterior probability of more than the ROPE on pairs like these; None below six pairs.
+        p_above: Posterior probability of more than the ROPE on pairs like these; None below 6 or above 50 pairs.
         worst: Lowest end of the intervals of the single pairs, in points; None where a pair has no interval.
     """
 
@@ -124,7 +125,8 @@ def _rivalries(gaps: Mapping[str, DifferencesByPair], rope: float) -> tuple[Riva
         lows = [interval.low for interval in intervals if interval]
         worst = min(lows) if lows and len(lows) == len(intervals) else None
         # Below six pairs the posterior is sure of too much; where it is asked, a hundredth is precise enough.
-        above = bayes_signed_rank(means[index], rope, DRAWS).above if len(means[index]) >= LEAST_PAIRS else None
+        asked = LEAST_PAIRS <= len(means[index]) <= MOST_PAIRS
+        above = bayes_signed_rank(means[index], rope, BAYES_DRAWS).above if asked else None
         found.append(Rivalry(rival, on_these[index], p, general[index], above, worst))
     return tuple(found)
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from kdbench.stats.values import DIFFERENCE_DIGITS, finite, rounded, strata
 
 Integers = NDArray[np.int64]
+SMALL = 16  # so many signs are enumerated whatever their weights
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
 STEPS = 10**9  # additions that counting all sums may take
 DRAWS = 99_999
@@ -118,13 +119,16 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
     """
     divisor = int(np.gcd.reduce(weights)) if len(weights) else 1
     weights, bound = weights // divisor, math.ceil(bound / divisor)
-    if len(weights) <= HALVES:
+    total = int(weights.sum())
+    counted = total * len(
+        weights
+    )  # additions that counting all sums takes; a half's pattern takes as long as a hundred
+    if len(weights) <= HALVES and (len(weights) <= SMALL or counted > 100 * 2 ** (len(weights) // 2)):
         half = len(weights) // 2
         left, right = _sums(weights[:half]), np.sort(_sums(weights[half:]))
         count = len(left) * len(right) - int(np.searchsorted(right, bound - left, side="left").sum())
         return count / 2.0 ** len(weights), True
-    total = int(weights.sum())
-    if total * len(weights) <= STEPS:
+    if counted <= STEPS:
         # share[k]: patterns with k of the weight positive; the signed sum is 2 k - total.
         share = np.zeros(total + 1)
         share[0] = 1.0

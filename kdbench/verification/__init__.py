@@ -41,6 +41,8 @@ def _checks(folder: Path) -> tuple[Check, ...]:
     bundle = open_bundle(folder)
     runs, found = read_runs(bundle)
     answers, accuracy = check_accuracy(bundle, runs)
+    unread = [run for run in runs if run.record and run.record.accuracy and run.place not in answers]
+    whole = len(runs) == len(bundle.run_folders) and not unread
     return (
         check_hashes(bundle),
         found,
@@ -48,5 +50,5 @@ def _checks(folder: Path) -> tuple[Check, ...]:
         check_anchors(runs),
         accuracy,
         check_epochs(bundle, runs, {place: len(answer.correct) for place, answer in answers.items()}),
-        check_tables(bundle, runs, whole=len(runs) == len(bundle.run_folders)),
+        check_tables(bundle, runs, answers, whole=whole),
     )

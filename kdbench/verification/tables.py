@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel
 
 from kdbench import __version__
 from kdbench.errors import ConfigError, ProblemList, StoreError
+from kdbench.leaderboard.answers import Answers as Bits
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.checks import group_by
 from kdbench.leaderboard.curves import read_curve
@@ -22,6 +24,7 @@ from kdbench.leaderboard.writing import CURVES, FORMATS, NAME
 from kdbench.records import parse_json
 from kdbench.store import EPOCHS
 from kdbench.verification.bundle import Bundle, Run
+from kdbench.verification.predictions import Answers
 from kdbench.verification.report import Check, counted
 
 
@@ -48,12 +51,13 @@ class Board(BaseModel):
     tables: list[_Table]
 
 
-def check_tables(bundle: Bundle, runs: Sequence[Run], *, whole: bool) -> Check:
+def check_tables(bundle: Bundle, runs: Sequence[Run], answers: Mapping[str, Answers], *, whole: bool) -> Check:
     """Return whether every published table is what the records say.
 
     Args:
         bundle: The published board.
         runs: Its runs.
+        answers: What they said about the test images, by place.
         whole: Whether these are all of them; tables are not compared where some cannot be read.
     """
     formats = ", ".join(bundle.tables) or "none"
@@ -67,7 +71,7 @@ def check_tables(bundle: Bundle, runs: Sequence[Run], *, whole: bool) -> Check:
     problems += _gone(bundle, runs, board)
     try:
         baselines = baselines_of(bundle, board)
-        rebuilt = build(_cells(bundle, runs), baselines)
+        rebuilt = build(_cells(bundle, runs), baselines, answers=_reader(runs, answers))
     except ProblemList as error:
         return Check("tables", f"{formats}: cannot be built from the records", [*problems, *error.problems])
     except (ConfigError, StoreError) as error:
@@ -81,6 +85,17 @@ def check_tables(bundle: Bundle, runs: Sequence[Run], *, whole: bool) -> Check:
             problems.append(f"{path}: {difference}; {_remedy(bundle)}")
     said = f"{formats} built again from {counted(len(runs), 'run')}, gains over {', '.join(baselines) or 'nothing'}"
     return Check("tables", said, problems)
+
+
+def _reader(runs: Sequence[Run], answers: Mapping[str, Answers]) -> Callable[[Cell], Bits | None]:
+    """Return which images each run had right, as boards take it, from what has been read already."""
+    known = {str(run.path): answers.get(run.place) for run in runs}
+
+    def read(cell: Cell) -> Bits | None:
+        said = known.get(cell.path) if cell.status == "ok" else None
+        return Bits(np.packbits(said.correct), len(said.correct)) if said else None
+
+    return read
 
 
 def _cells(bundle: Bundle, runs: Sequence[Run]) -> list[Cell]:

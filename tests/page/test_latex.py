@@ -26,27 +26,34 @@ def body(text: str) -> list[str]:
 def test_rows_exactly() -> None:
     text = to_latex(madeup.small())
     assert body(text) == [
-        r"alone & 3/3 & 71.00 $\pm$ 1.00 & - & $-$1.17 {[}$-$1.88, $-$0.45{]} & 142 & 10,527 & n/a \\",
-        r"plain & 3/3 & 72.17 $\pm$ 1.04 & +1.17 {[}+0.45, +1.88{]} & - & 147 & 10,532 & 87.2 \\",
-        r"fancy & 3/3 & 73.20 $\pm$ 0.35 & +2.20 {[}+0.41, +3.99{]} & +1.03 {[}$-$1.05, +3.12{]} & 144 & 10,529 & "
-        r"87.3 \\",
+        r"alone & 3/3 & 71.00 $\pm$ 1.00 & - & - & $-$1.17 {[}$-$1.88, $-$0.45{]} & 0.040 (n=3) & 142 & 10,527 & n/a & "
+        r"1 + 1 & 0 & 1 \\",
+        r"plain & 3/3 & 72.17 $\pm$ 1.04 & +1.17 {[}+0.45, +1.88{]} & 0.040 (n=3) & - & - & 147 & 10,532 & 87.2 & "
+        r"1 + 1 & 0 & 1 \\",
+        r"fancy & 3/3 & 73.20 $\pm$ 0.35 & +2.20 {[}+0.41, +3.99{]} & 0.040 (n=3) & +1.03 {[}$-$1.05, +3.12{]} & "
+        r"0.166 (n=3) & 144 & 10,529 & 87.3 & 1 + 1 & 0 & 1 \\",
     ]
-    assert r"method & ok & accuracy \% & vs alone & vs plain & train s & params & agreement \% \\" in text
-    assert r"\begin{tabular}{llrrrrrr}" in text
+    gains = "vs alone & p vs alone & vs plain & p vs plain"
+    costs = r"train s & params & agreement \% & forwards & peak MiB & FLOPs"
+    assert rf"method & ok & accuracy \% & {gains} & {costs} \\" in text
+    assert r"\begin{tabular}{llrrrrrrrrrrr}" in text
 
 
 def test_the_caption_says_what_the_numbers_are_and_comments_where_they_come_from() -> None:
     text = to_latex(madeup.varied())
     captions = [line for line in text.splitlines() if line.startswith(r"  \caption")]
-    assert len(captions) == 3
-    for caption in captions:
+    assert len(captions) == 4
+    assert captions[3].startswith(r"  \caption[All 2 pairs, proto-v1, closed division: On these pairs]")
+    assert "no winner on these pairs" in captions[3]
+    for caption in captions[:3]:
         assert r"mean $\pm$ standard deviation over seeds (ddof = 1)" in caption
-        assert "nothing is claimed" in caption
+        assert "Verdict: no winner: nothing can be said" in caption
     assert captions[0].startswith(r"  \caption[toy, duo, proto-v1, closed division]{toy, duo, proto-v1, closed")
     assert "unstable k/n" in captions[0]
     comments = [line for line in text.splitlines() if line.startswith("%")]
     assert "% wild: seed 2 diverged." in comments
-    assert re.findall(r"\\label\{(.*)\}", text) == [f"tab:leaderboard-{number}" for number in (1, 2, 3)]
+    labels = [*(f"tab:leaderboard-{number}" for number in (1, 2, 3)), "tab:overview-these-1"]
+    assert re.findall(r"\\label\{(.*)\}", text) == labels
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def test_hostile_names_break_no_structure() -> None:
     assert depth == 0
     assert plain.count("$") % 2 == 0
     assert not set(plain) & set('%#_~^\\"<>|')
-    assert [len(re.findall(r"(?<!\\)&", row)) for row in body(text)] == [7, 7, 7]
+    assert [len(re.findall(r"(?<!\\)&", row)) for row in body(text)] == [12, 12, 12]
     assert all(row.endswith(r"\\") and not row.startswith(("[", "*")) for row in body(text))
     assert re.findall(r"\\begin\{(\w+)\}", code) == ["table", "tabular"]
 

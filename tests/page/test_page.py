@@ -66,13 +66,16 @@ def pictures(page: str) -> list[ET.Element]:
 def test_the_table_has_every_number_with_its_seeds() -> None:
     page = Page(to_html(madeup.small()))
     heads = [text for given, text in page.named("th") if given.get("scope") == "col"]
-    assert heads == ["method", "ok", "accuracy %", "vs alone", "vs plain", "train s", "params", "agreement %"]
-    cells = [(text, given.get("data-s"), given.get("data-d", "")) for given, text in page.named("td")][7:14]
+    gains = ["vs alone", "p vs alone", "vs plain", "p vs plain"]
+    costs = ["train s", "params", "agreement %", "forwards", "peak MiB", "FLOPs"]
+    assert heads == ["method", "ok", "accuracy %", *gains, *costs]
+    cells = [(text, given.get("data-s"), given.get("data-d", "")) for given, text in page.named("td")][12:24]
     assert cells[1] == ("72.17 ± 1.04", "72.1667", "0: 71.00\n1: 72.50\n2: 73.00")
     assert cells[2] == ("+1.17 [+0.45, +1.88]", "1.16667", "0: +1.00\n1: +1.50\n2: +1.00\nn = 3, sd 0.29")
-    assert cells[3] == ("-", "", "")
+    assert cells[3] == ("0.040 (n=3)", "0.0396079", "uncorrected 0.020\nnot to be claimed: 3 of 5 seeds")
+    assert cells[4] == ("-", "", "")
     assert cells[0] == ("3/3", "3", "ok: seeds 0-2")
-    assert cells[6][2] == "0: 87.10\n1: 87.25\n2: 87.30"
+    assert cells[8][2] == "0: 87.10\n1: 87.25\n2: 87.30"
 
 
 def test_a_seed_without_a_value_shows_its_status() -> None:
@@ -119,7 +122,9 @@ def test_it_begins_with_what_was_compared_and_what_that_supports() -> None:
     )
     assert statement(board.tables[0]) == (
         "Highest mean: fancy, 73.20 % over 3 seeds; +1.03 [-1.05, +3.12] points over plain (interval for this "
-        "comparison alone). Nothing is claimed: no test was made, and being first by mean is no win."
+        "comparison alone). Being first by mean is no win. Verdict: no winner: nothing can be said, MDE 3.05 pt. "
+        "Against a winner: 3 of 5 seeds that all methods have. Standard deviation of a paired difference 0.66 pt; a "
+        "gain of 0.3 pt needs 49 seeds; a gain of 0.5 pt needs 20 seeds."
     )
     places = [text.index(part) for part in ("<h1>", "3 methods (", "Highest mean", "<main>", "<table", "<svg")]
     assert places == sorted(places)
@@ -127,7 +132,7 @@ def test_it_begins_with_what_was_compared_and_what_that_supports() -> None:
 
 def test_a_diverged_method_is_not_called_the_highest() -> None:
     (table,) = build([*madeup.arm("alone", 70.0), *madeup.arm("wild", 99.0, None)], madeup.BASELINES).tables
-    assert statement(table).startswith("Highest mean: alone, 70.00 % over 1 seed. Nothing")
+    assert statement(table).startswith("Highest mean: alone, 70.00 % over 1 seed. Being first by mean is no win.")
     (table,) = build(madeup.arm("wild", None, None), madeup.BASELINES).tables
     assert statement(table) == "No method has a stable result yet."
 
@@ -136,7 +141,7 @@ def test_landmarks_and_headings_for_those_who_hear_the_page() -> None:
     page = Page(to_html(madeup.varied()))
     count = Counter(name for name, _, _ in page.elements)
     assert [count[name] for name in ("h1", "header", "nav", "main", "footer")] == [1] * 5
-    assert count["h2"] == count["table"] == 3
+    assert count["h2"] == count["table"] == 4  # three tables, and all pairs together
     headings = [int(name[1]) for name, _, _ in page.elements if re.fullmatch(r"h\d", name)]
     assert all(after - before <= 1 for before, after in itertools.pairwise(headings))
     ids = {given["id"] for _, given, _ in page.elements if "id" in given}
@@ -175,7 +180,7 @@ def test_a_new_column_appears_in_every_output(monkeypatch: pytest.MonkeyPatch) -
     assert "<li>p: of a|b.</li>" in page
     assert r"& 0.5 \& more" in latex
     assert r"p: of a\textbar{}b." in latex
-    assert to_csv(board).splitlines()[0].split(",")[19] == "p"
+    assert to_csv(board).splitlines()[0].split(",")[21] == "p"
 
 
 def claims(**changes: object) -> ClaimFile:

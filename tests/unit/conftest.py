@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from kdbench.records import Environment, Record
 from kdbench.registry import Registry
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for judged_boards
 WriteAnchor = Callable[..., Path]
 LoadFile = Callable[[Path], Anchor]
 

@@ -104,16 +104,20 @@ def grid(cells: Iterable[Cell], section: int = 0) -> list[dict[str, str]]:
 def test_markdown_exactly() -> None:
     # plain - alone = 1, 1.5, 1: mean 3.5/3, std .288675, t(.975, 2) = 4.302653: half width .717109
     # fancy - alone = 3, 2, 1.6; fancy - plain = 2, .5, .6
+    # p = .0198 (t = 7), .0340 (t = 5.284) and .1664 (t = 2.132) with 2 degrees of freedom; Holm over two each
+    costs = "| 1 + 1 | 0 | 1 |"
     text = to_markdown(build(small_board(), BASELINES))
     assert [re.sub(" +", " ", line) for line in text.splitlines()[:9] if not line.startswith("|:")] == [
         "# Leaderboard",
         "",
         "## toy, duo, proto-v1, closed division",
         "",
-        "| method | ok | accuracy % | vs alone | vs plain | train s | params | agreement % |",
-        "| alone | 3/3 | 71.00 ± 1.00 | - | -1.17 [-1.88, -0.45] | 11.0 | 12,345 | n/a |",
-        "| plain | 3/3 | 72.17 ± 1.04 | +1.17 [+0.45, +1.88] | - | 11.0 | 12,345 | 90.0 |",
-        "| fancy | 3/3 | 73.20 ± 0.35 | +2.20 [+0.41, +3.99] | +1.03 [-1.05, +3.12] | 11.0 | 12,345 | 90.0 |",
+        "| method | ok | accuracy % | vs alone | p vs alone | vs plain | p vs plain | train s | params | agreement % "
+        "| forwards | peak MiB | FLOPs |",
+        "| alone | 3/3 | 71.00 ± 1.00 | - | - | -1.17 [-1.88, -0.45] | 0.040 (n=3) | 11.0 | 12,345 | n/a " + costs,
+        "| plain | 3/3 | 72.17 ± 1.04 | +1.17 [+0.45, +1.88] | 0.040 (n=3) | - | - | 11.0 | 12,345 | 90.0 " + costs,
+        "| fancy | 3/3 | 73.20 ± 0.35 | +2.20 [+0.41, +3.99] | 0.040 (n=3) | +1.03 [-1.05, +3.12] | 0.166 (n=3) "
+        "| 11.0 | 12,345 | 90.0 " + costs,
     ]
 
 
@@ -231,7 +235,12 @@ def test_footer_says_where_the_numbers_come_from_and_what_they_do_not_say() -> N
     text = to_markdown(build(small_board(), BASELINES))
     for part in (
         "after the last epoch (3)",
-        "Seeds 0-2; n = 3 planned per method. Numbers are shown, nothing is claimed",
+        "Verdict: no winner: nothing can be said, MDE 3.05 pt. Against a winner: 3 of 5 seeds that all methods have.",
+        "Nothing is bold, and no row has a rank: 3 of 5 seeds that all methods have.",
+        "(m = 2 with alone, m = 2 with plain)",
+        "No star: 3 of 5 seeds.",
+        "alpha 0.05; ROPE ±0.20 pt; both are kdbench's, the same for every board. Pairing: rho 0.87",
+        "Seeds 0-2; n = 3 planned per method. The order of rows",
         f"Anchor proto-v1, sha256 {ANCHOR.sha256[:12]}.",
         "Dataset toy as toy, fingerprint ffffffffffff.",
         "Teacher big: 80.00 %, sha256 aaaaaaaaaaaa.",

@@ -1,0 +1,103 @@
+"""Which test images each run had right: read from its predictions, and turned into SE_test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from kdbench.errors import StoreError
+from kdbench.leaderboard.model import Cell, Row
+from kdbench.stats import Bits, crossed_error_of_bits
+from kdbench.store import PREDICTIONS
+
+CLOSE = 1e-6  # percent; both come from the same integers
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Of one run.
+
+    Args:
+        bits: One bit per test image, packed: whether it was right.
+        images: How many there are.
+    """
+
+    bits: Bits
+    images: int
+
+
+Reader = Callable[[Cell], Answers | None]  # None = not known
+BySeed = Mapping[str, Mapping[int, Answers]]  # of each row, by seed
+
+
+def read_answers(cell: Cell) -> Answers | None:
+    """Return the answers of a run that is ok, from the file beside its record; None if there is none.
+
+    Raises:
+        StoreError: If the file is damaged, foreign, or not that of the record.
+    """
+    path = Path(cell.path) / PREDICTIONS
+    if not cell.path or cell.status != "ok" or not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            bits, images = archive["correct"], int(archive["count"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise StoreError(f"{path}: not the predictions of a run ({_why(error)}); {_REMEDY}") from error
+    if bits.dtype != np.uint8 or bits.shape != (-(-images // 8),):
+        raise StoreError(f"{path}: {bits.shape} {bits.dtype} are not one bit for each of {images} images; {_REMEDY}")
+    right = int(np.unpackbits(bits).sum())
+    if right != int(np.unpackbits(bits, count=images).sum()):
+        raise StoreError(f"{path}: bits beyond its {images} images; {_REMEDY}")
+    recorded = cell.record.accuracy.last if cell.record and cell.record.accuracy else float("nan")
+    if not abs(100 * right / max(images, 1) - recorded) <= CLOSE:
+        raise StoreError(f"{path}: {right} of {images} right, but the record says {recorded} %; {_REMEDY}")
+    return Answers(bits, images)
+
+
+_REMEDY = "restore it, or remove it to do without SE_test"
+
+
+def _why(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else "half-written or foreign"
+
+
+def answers_by_seed(cells: Iterable[Cell], reader: Reader | None) -> dict[str, dict[int, Answers]]:
+    """Return the known answers of each row; empty without a reader."""
+    found: dict[str, dict[int, Answers]] = {}
+    for cell in cells if reader else ():
+        if reader and (answers := reader(cell)) is not None:
+            found.setdefault(cell.spec.row, {})[cell.spec.seed] = answers
+    return found
+
+
+def se_test(row: Row, baseline: str, seeds: Sequence[int], ours: BySeed, theirs: BySeed) -> float | None:
+    """Return the crossed standard error of a gain in points.
+
+    Args:
+        row: The method.
+        baseline: What it is compared with.
+        seeds: Those that both have.
+        ours: Answers of the row's table.
+        theirs: Answers of the baselines' table.
+
+    Returns:
+        None for fewer than two seeds, or if a seed's answers are not known on either side.
+
+    Source:
+        Statistics specification, section 6.
+    """
+    first, second = ours.get(row.method, {}), theirs.get(baseline, {})
+    if len(seeds) < 2 or not (set(seeds) <= first.keys() and set(seeds) <= second.keys()):
+        return None
+    sizes = {arm[seed].images for arm in (first, second) for seed in seeds}
+    if len(sizes) > 1 or min(sizes) < 2:
+        return None  # other images cannot be set against each other
+    return (
+        100
+        * crossed_error_of_bits([first[s].bits for s in seeds], [second[s].bits for s in seeds], min(sizes)).se_crossed
+    )
