@@ -95,7 +95,7 @@ def test_terms_weights_and_stages() -> None:
     run = Bench(AT).start()
     batch = run.batch(Place(0, 0))
     losses = run.losses(Place(0, 0), batch)
-    assert {name: term.weight for name, term in losses.items()} == {"ce": 0.65, "kd": 0.35, "at": 1000.0}
+    assert {name: term.weight for name, term in losses.items()} == {"ce": 0.65, "kd": 0.35, "at": 0.1}
     assert batch.student.indices == batch.teacher.indices == (1, 2, 3)  # all but the stem
     expected = sum(at_loss(s, t, p=2) for s, t in zip(batch.student.stages, batch.teacher.stages, strict=True))
     torch.testing.assert_close(losses["at"].value, torch.as_tensor(expected))

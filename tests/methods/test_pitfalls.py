@@ -95,6 +95,7 @@ def start(kind: type[AnyMethod], pair: Pair | None = None, *, epochs: int | None
     setup = Setup(bench.labels.clone(), bench.teachers if kind.uses_teacher else ())
     run.method.prepare(setup)
     run.phases = run.method.phases()
+    run._trained = [*trainable(run.student), *trainable(run.method)]
     if isinstance(run.method, CRD):  # each image's comparisons, whatever batch it is in
         draws = torch.randint(TRAIN_SIZE, (TRAIN_SIZE, 9))
         run.method.draw = lambda index: draws[index]  # type: ignore[method-assign]
@@ -238,8 +239,8 @@ def cohort() -> Cohort:
     teacher.register_forward_pre_hook(watch)
     inner = stream.batch
 
-    def batch(epoch: int | str, step: int) -> Any:
-        inputs = inner(epoch, step)
+    def batch(epoch: int | str, step: int, *, mixed: bool = True) -> Any:
+        inputs = inner(epoch, step, mixed=mixed)
         found.indices.append(inputs.index.clone())
         assert torch.equal(inputs.labels, source.split.labels[inputs.index])
         return inputs
