@@ -14,6 +14,7 @@ from kdbench.ablation.differences import described
 from kdbench.ablation.expanding import Ablation
 from kdbench.ablation.results import Rung
 from kdbench.files import write_atomic
+from kdbench.leaderboard.as_json import of_run
 from kdbench.leaderboard.text import NOT_AVAILABLE, accuracy, escape, finished, gain, number, ranges, seconds
 
 FOLDER = "ablations"
@@ -100,7 +101,7 @@ def _tree(step: Rung) -> JsonValue:
         "spent": asdict(step.spent),
         "extra": asdict(step.extra),
         "metrics": dict(step.metrics),
-        "runs": [asdict(outcome) for outcome in step.row.outcomes],
+        "runs": [of_run(outcome) for outcome in step.row.outcomes],
     }
 
 

@@ -107,12 +107,13 @@ def _row(row: Row) -> Tree:
         "deployed_parameters": list(row.deployed_parameters),
         "agreement_with_teacher": row.agreement,
         **{key: row.mean_cost(part) for key, part in SPENT.items()},
-        "runs": [_run(outcome) for outcome in row.outcomes],
+        "runs": [of_run(outcome) for outcome in row.outcomes],
         **({"safe_mode_seeds": list(row.safe_seeds)} if row.safe_seeds else {}),
     }
 
 
-def _run(outcome: Outcome) -> Tree:
+def of_run(outcome: Outcome) -> Tree:
+    """Return what a seed contributed to its row, in JSON types."""
     return {
         "seed": outcome.seed,
         "status": outcome.status,
