@@ -133,6 +133,11 @@ class Phase:
         return self.student != "off"
 
     @property
+    def trains(self) -> Literal["student", "method"]:
+        """Whose training it is, and whose time: a phase that leaves the student as it is trains the method."""
+        return "student" if self.student == "train" else "method"
+
+    @property
     def optimizer_key(self) -> str:
         """What phases have in common that share an optimizer; the main one's is no name that another may have."""
         return MAIN if self.is_main else self.continues or self.name

@@ -46,6 +46,9 @@ class Accuracy(Section):
     top5: float
 
 
+PARTS = ("data", "teacher", "student", "method", "evaluation")  # of the time of a run
+
+
 class Cost(Section):
     """What the run cost, and what its result costs to use.
 
@@ -59,6 +62,12 @@ class Cost(Section):
         train_only_parameters: Scalars of student and method that are not deployed.
         deployed_parameters: Scalars of the deployed module.
         deployed_flops: Floating-point operations of the deployed module for one image.
+        data_seconds: Of ``train_seconds``, making batches (in a cohort: its share).
+        teacher_seconds: Of it, passes of the shared teachers (likewise).
+        student_seconds: Of it, the student's passes, the whole backward pass, and the optimizer.
+        method_seconds: Of it, losses, what the method does after steps and epochs, and phases that leave the student
+            as it is.
+        evaluation_seconds: Beside it, evaluation after the epochs and at the end.
     """
 
     train_seconds: float
@@ -69,6 +78,23 @@ class Cost(Section):
     train_only_parameters: int
     deployed_parameters: int
     deployed_flops: int
+    data_seconds: float | None = None
+    teacher_seconds: float | None = None
+    student_seconds: float | None = None
+    method_seconds: float | None = None
+    evaluation_seconds: float | None = None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of the run's time; empty for a record from before they were metered."""
+        found = {part: getattr(self, f"{part}_seconds") for part in PARTS}
+        return {part: seconds for part, seconds in found.items() if seconds is not None}
+
+    @model_serializer(mode="wrap")
+    def _without_unmetered_parts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the parts that the first published records do not have: a copied record keeps its bytes."""
+        kept: dict[str, Any] = dump(self)
+        return {key: value for key, value in kept.items() if value is not None}
 
 
 class Environment(Section):

@@ -104,6 +104,7 @@ def _row(row: Row) -> Tree:
         "tie_group": row.ties,
         "gains": [_gain(gain) for gain in row.gains],
         "train_seconds": row.train_seconds,
+        **({"seconds_by_part": dict(row.parts)} if row.parts else {}),
         "deployed_parameters": list(row.deployed_parameters),
         "agreement_with_teacher": row.agreement,
         **{key: row.mean_cost(part) for key, part in SPENT.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdbench.leaderboard.model import Gain, Outcome, Row
 from kdbench.leaderboard.text import number, parameters, plain, probability, ranges, seconds, short
@@ -44,8 +44,10 @@ def accuracies(row: Row) -> Details:
 
 
 def times(row: Row) -> Details:
-    """Return each seed's seconds in training steps."""
-    return _by_seed(row, lambda outcome: None if outcome.train_seconds is None else seconds(outcome.train_seconds))
+    """Return each seed's seconds in training steps, and the means of their parts where these were metered."""
+    each = _by_seed(row, lambda outcome: None if outcome.train_seconds is None else seconds(outcome.train_seconds))
+    parts = ", ".join(f"{part} {seconds(spent)}" for part, spent in row.parts.items())
+    return replace(each, also=(f"mean: {parts}",) if parts else ())
 
 
 def sizes(row: Row) -> Details:

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from kdbench.leaderboard.claim_files import ClaimSource, EpochRule
 from kdbench.leaderboard.judgement import Judgement, Overview
-from kdbench.records import Cost, Record, TeacherUsed
+from kdbench.records import PARTS, Cost, Record, TeacherUsed
 from kdbench.spec import DatasetRef, DeclaredDeviation, RunSpec
 from kdbench.stats import Interval, PairedDifference, Summary, within_image_noise
 
@@ -167,6 +167,13 @@ class Row:
         """Return the mean of one part of the costs over the ok runs; None without one."""
         known = [part(outcome.cost) for outcome in self.outcomes if outcome.cost]
         return fmean(known) if known else None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Mean seconds of each part of the time over the ok runs; empty where a run did not meter them."""
+        metered = [outcome.cost.parts for outcome in self.outcomes if outcome.cost]
+        known = metered if all(metered) else []
+        return {part: fmean(each[part] for each in known) for part in PARTS if known}
 
     def count(self, status: CellStatus) -> int:
         """Return how many planned runs have a status."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdbench.config.schema import Anchor
-from kdbench.method import Phase
+from kdbench.method import AnyMethod, Phase
 from kdbench.records import EpochReport
 from kdbench.schedule import Within, phase_rate
 from kdbench.spec import RunSpec
@@ -20,6 +20,8 @@ class Course:
     phases: tuple[Phase, ...]
     position: Position
     history: list[EpochReport]
+    method: AnyMethod
+    looking: bool
 
     @property
     def phase(self) -> Phase:
@@ -35,6 +37,16 @@ class Course:
     def finished(self) -> bool:
         """Whether all phases are done."""
         return self.position.phase >= len(self.phases)
+
+    @property
+    def taught(self) -> bool:
+        """Whether the shared teachers run in this phase."""
+        return self.method.uses_teacher and self.phase.teachers
+
+    @property
+    def precision(self) -> str:
+        """Precision of the networks, as things stand."""
+        return "fp32" if self.looking or self.finished or self.phase.full_precision else self.anchor.step.precision
 
     @property
     def student_epoch(self) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from kdbench.schedule import loss_protocol
 from kdbench.seeds import stream
 from kdbench.spec import RunSpec
 from kdbench.training.average import Average
+from kdbench.training.clock import clock_of
 from kdbench.training.course import Course
 from kdbench.training.inputs import Inputs
 from kdbench.training.interludes import after_epoch, before_phase
@@ -78,6 +79,7 @@ class Lane(Course):
         self.scaler = loss_scaler(self.anchor.step.precision, device)
         self.meters = Meters()
         self.counters = Counters()
+        self.clock = clock_of(device)
         self.history: list[EpochReport] = []
         self.failure: Exception | None = None
         self.failed_in = ""
@@ -128,16 +130,6 @@ class Lane(Course):
         """Whether there is more to train."""
         return not (self.finished or self.diverged or self.failure)
 
-    @property
-    def taught(self) -> bool:
-        """Whether the shared teachers run in this phase."""
-        return self.method.uses_teacher and self.phase.teachers
-
-    @property
-    def precision(self) -> str:
-        """Precision of the networks, as things stand."""
-        return "fp32" if self.looking or self.finished or self.phase.full_precision else self.anchor.step.precision
-
     def start_epoch(self, onlooker: Onlooker) -> None:
         """Set the epoch's learning rate and modes; needed after a resume as well."""
         if self.position.epoch == self.position.step == 0:
@@ -157,6 +149,7 @@ class Lane(Course):
         if not means or not all(map(math.isfinite, means.values())):  # none, where every step was left out
             self.diverged = f"non-finite loss in phase '{self.phase.name}', epoch {self.position.epoch + 1}"
         accuracy = self._validation_accuracy(onlooker)
+        self.settle()
         seconds = self.meters.seconds  # what the method does now is part of the run's cost, not of the epoch's speed
         rate = self.rate()  # nor does it change the rate of the epoch that is over
         own = {} if self.diverged else after_epoch(self, onlooker, {**means, **notes}, accuracy)
@@ -202,7 +195,8 @@ class Lane(Course):
     def _validation_accuracy(self, onlooker: Onlooker) -> float | None:
         if onlooker.validation is None or not self.phase.is_main:
             return None
-        return evaluate(self.deployed(), onlooker.validation, self.device, onlooker.batch_size).accuracy
+        call = partial(evaluate, self.deployed(), onlooker.validation, self.device, onlooker.batch_size)
+        return self.clock.timed("evaluation", call).accuracy
 
     # --- one step ----------------------------------------------------------------------------------------------
 
@@ -214,7 +208,7 @@ class Lane(Course):
             teachers: Their features of all its images.
             views: Further inputs, likewise.
         """
-        started = time.perf_counter()
+        self.clock.start()
         # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
         torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
         chunks = min(self.anchor.step.accumulate, len(inputs.labels))
@@ -230,16 +224,18 @@ class Lane(Course):
             parts.append((batch, self._backward(batch, share=len(batch.labels) / count)))
         sound = torch.stack([torch.isfinite(values["total"]) for _, values in parts]).all()
         self._update(sound)
+        self.clock.lap(self.phase.trains)
         with torch.no_grad():
             for batch, _ in parts:
                 self.method.after_step(batch)
+        self.clock.lap("method")
         self._meter(parts, sound)
         self.position.step += 1
         self.meters.images += count
         self.counters.images += count
         self.counters.student_forwards += count * (1 + len(views)) if self.phase.runs_student else 0
         self.counters.teacher_forwards += count * self.phase.own_forwards
-        self.spend(time.perf_counter() - started)
+        self.clock.lap(self.phase.trains)
         return self._opening() if self.position.epoch == 0 and self.position.step == 1 else None
 
     def _opening(self) -> StepReport:
@@ -254,10 +250,10 @@ class Lane(Course):
             metrics=reportable(self.meters.notes.means()),
         )
 
-    def spend(self, seconds: float) -> None:
-        """Add to the training time of the epoch and the run."""
-        self.meters.seconds += seconds
-        self.counters.train_seconds += seconds
+    def settle(self, *, steps: bool = True) -> None:
+        """Add the time that its clock has charged to the run and, that of steps, to the epoch; waits for the device."""
+        training = self.counters.spend(self.clock.settled())
+        self.meters.seconds += training if steps else 0.0
 
     def _forward(
         self,
@@ -311,8 +307,10 @@ class Lane(Course):
 
     def _backward(self, batch: Batch, *, share: float) -> dict[str, Tensor]:
         """Add a batch's gradient; return the values of the terms and of their sum, ``total``."""
+        self.clock.lap(self.phase.trains)
         losses = (self.phase.losses or self.method.losses)(batch)
         loss = total(losses)
+        self.clock.lap("method")
         scaled = loss * share if share < 1 else loss
         if self.phase.skips_nonfinite and self.scaler.is_enabled():
             # The scaler leaves out steps whose gradient is not finite; that of a term may be where its value is not.
@@ -365,6 +363,7 @@ class Lane(Course):
 
     def state(self) -> State:
         """Return everything the rest of the run depends on."""
+        self.settle()
         return {
             "config_sha256": self.spec.config_sha256,
             "position": list(self.position.as_tuple()),

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from kdbench.training.clock import Part
 from kdbench.types import Features
 
 
@@ -111,12 +112,21 @@ class Meters:
 
 @dataclass
 class Counters:
-    """Cost of the run so far, over all attempts."""
+    """Cost of the run so far, over all attempts; ``seconds`` by part."""
 
     train_seconds: float = 0.0
     images: int = 0
     student_forwards: int = 0
     teacher_forwards: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, seconds: Mapping[Part, float]) -> float:
+        """Add the seconds of parts, and return those of training: evaluation is no part of it."""
+        for part, more in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + more
+        training = sum(more for part, more in seconds.items() if part != "evaluation")
+        self.train_seconds += training
+        return training
 
 
 def finite(value: float) -> float | None:

@@ -19,7 +19,7 @@ from kdbench.backbones.cost import flops_of
 from kdbench.errors import KdbenchError
 from kdbench.evaluation import Predictions, read_predicted
 from kdbench.files import write_atomic
-from kdbench.records import Accuracy, Attempt, Cost, Record, Status, TeacherUsed
+from kdbench.records import PARTS, Accuracy, Attempt, Cost, Record, Status, TeacherUsed
 from kdbench.spec import RunSpec
 from kdbench.store import PREDICTIONS, WEIGHTS
 from kdbench.training.checkpoint import CheckpointFolder
@@ -142,7 +142,8 @@ def _with_metadata(file: bytes, metadata: Mapping[str, str]) -> bytes:
 
 def _measure(trained: Trained, machine: Machine, store: TeacherStore) -> Measured:
     module = trained.lane.deployed()
-    predictions = trained.data.test.predict(module)
+    predictions = trained.lane.clock.timed("evaluation", lambda: trained.data.test.predict(module))
+    trained.lane.settle()
     return Measured(
         predictions,
         deployed_weights(module, trained.lane),
@@ -236,6 +237,7 @@ def _cost(lane: Lane, machine: Machine) -> Cost:
         train_only_parameters=sum(size for key, size in trained.items() if key not in kept),
         deployed_parameters=deployed,
         deployed_flops=flops_of(copy.deepcopy(module).to("meta"), lane.context.pair.image),
+        **{f"{part}_seconds": counters.seconds.get(part, 0.0) for part in PARTS},
     )
 
 

@@ -160,15 +160,17 @@ class Trainer:
         self, group: Sequence[Lane], teach: TeacherPass | None, step: int
     ) -> tuple[Inputs, tuple[Features, ...]]:
         """Return the batch and the teachers' features, charged to the lanes that use them."""
-        started = time.perf_counter()
+        now = group[0].clock.now
+        started = now()
         inputs = self.batches.batch(group[0].stream_key, step, mixed=group[0].phase.mixes)
-        ready = time.perf_counter()
+        ready = now()
         features = teach(inputs.images) if teach else ()
+        done = now()
         taught = [lane for lane in group if lane.taught] if teach else []
         for lane in group:
-            lane.spend((ready - started) / len(group))
+            lane.clock.charge("data", started, ready, 1 / len(group))
         for lane in taught:
-            lane.spend((time.perf_counter() - ready) / len(taught))
+            lane.clock.charge("teacher", ready, done, 1 / len(taught))
             lane.counters.teacher_forwards += len(inputs.labels) * len(features) / len(taught)
         return inputs, features
 
@@ -186,13 +188,14 @@ class Trainer:
 
     def _glimpse(self, lane: Lane, view: View, teach: TeacherPass | None) -> Glimpse:
         """Return a view of the lane's batch; made for this lane alone, so it bears the whole cost."""
-        started = time.perf_counter()
+        lane.clock.start()
         images = self.batches.view(view, lane.stream_key, lane.position.step, mixed=lane.phase.mixes)
+        lane.clock.lap("data")
         features: tuple[Features, ...] = ()
         if teach and lane.taught:
             features = teach.of(lane.teacher_taps)(images)
             lane.counters.teacher_forwards += len(images) * len(features)
-        lane.spend(time.perf_counter() - started)
+            lane.clock.lap("teacher")
         return Glimpse(images, features)
 
     def _blame(self, lane: Lane, error: Exception) -> None:
@@ -233,7 +236,9 @@ class Trainer:
     def _test_accuracy(self, lane: Lane) -> float | None:
         epoch, epochs = lane.student_epoch, lane.anchor.schedule.epochs
         due = (epoch + 1) % lane.anchor.evaluation.every == 0 or epoch >= epochs - SCORED_EPOCHS
-        return self.test.predict(lane.deployed()).accuracy if lane.phase.is_main and due else None
+        if not (lane.phase.is_main and due):
+            return None
+        return lane.clock.timed("evaluation", lambda: self.test.predict(lane.deployed())).accuracy
 
     def _show(self, group: Sequence[Lane], step: int, rate: float) -> None:
         now = time.perf_counter()

@@ -118,7 +118,7 @@ def timeless(state: dict[str, Any]) -> dict[str, Any]:
     return {
         **state,
         "meters": {key: value for key, value in state["meters"].items() if key != "seconds"},
-        "counters": {key: value for key, value in state["counters"].items() if key != "train_seconds"},
+        "counters": {key: value for key, value in state["counters"].items() if key not in {"train_seconds", "seconds"}},
         "history": [_drop_times(line) for line in state["history"]],
     }
 
