@@ -48,12 +48,14 @@ class Passes:
         teacher: Forward passes of each teacher.
         inputs: Images the student sees at once for each one of the batch: itself and its views.
         cautions: What the method wants the user to know before.
+        phases: Name and epochs of each phase.
     """
 
     student: int
     teacher: int
     inputs: int = 1
     cautions: tuple[str, ...] = ()
+    phases: tuple[tuple[str, int], ...] = ()
 
 
 class Extras:
@@ -107,7 +109,7 @@ class Rehearsal:
             PluginError: If it breaks, with real numbers too.
         """
         try:
-            with _host_generators(), torch.random.fork_rng(devices=[]), torch.device(self.extras.device):
+            with host_generators(), torch.random.fork_rng(devices=[]), torch.device(self.extras.device):
                 torch.manual_seed(0)
                 return self._run(method(options, self.context))
         except Unsupported:
@@ -144,15 +146,20 @@ class Rehearsal:
             protocol=loss_protocol(self.anchor, type(method), 0, self.context.epochs, [b.name for b in self.teachers]),
             mix=Mix(labels[:count].flip(0), 0.7) if data.mixup_alpha or data.cutmix_alpha else None,
         )
-        epochs = [self._rehearse(method, phase, batch, student) for phase in checked_phases(method)]
+        phases = checked_phases(method)
+        epochs = [self._rehearse(method, phase, batch, student) for phase in phases]
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
         ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
-        return Passes(ours, theirs, inputs, tuple(method.cautions()))
+        lengths = tuple((phase.name, self._epochs(phase)) for phase in phases)
+        return Passes(ours, theirs, inputs, tuple(method.cautions()), lengths)
+
+    def _epochs(self, phase: Phase) -> int:
+        return self.context.epochs if phase.epochs is None else phase.epochs
 
     def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch, student: Network) -> tuple[int, int]:
         """Try one step of a phase; return the epochs in which student and teachers run."""
-        epochs = self.context.epochs if phase.epochs is None else phase.epochs
+        epochs = self._epochs(phase)
         if epochs == 0:
             return 0, 0  # left out in training, too
         frozen = phase.freeze if phase.freeze is not None and phase.freeze.level >= 0 else None
@@ -184,7 +191,7 @@ class Rehearsal:
 
 
 @contextmanager
-def _host_generators() -> Iterator[None]:
+def host_generators() -> Iterator[None]:
     """Give back the states of Python's and NumPy's global generators: a dry run must not change what comes after."""
     python, array = random.getstate(), np.random.get_state()
     try:

@@ -49,9 +49,9 @@ def ablate_command(
     if dry_run:
         from kdbench.cli.plan import print_plan
 
-        print_plan(plan, asked, registry, how.threads, measure=measure)
+        print_plan(plan, asked, registry, how.workers, measure=measure)
         return
-    failed = train(plan, asked, how, state)
+    failed = train(plan, asked, how, state, measure=measure)
     _report(made[0], asked)
     if failed:
         raise SystemExit(4)

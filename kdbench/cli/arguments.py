@@ -45,8 +45,12 @@ device_option = click.option("--device", default="auto", show_default=True, help
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads per worker [default: cores / jobs]."
 )
+jobs_option = click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Workers at a time.")
+lanes_option = click.option(
+    "--lanes", type=click.IntRange(1), default=8, show_default=True, help="Runs per worker at a time."
+)
 measure_option = click.option(
-    "--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each network for the plan."
+    "--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each run to predict its time."
 )
 dataset_option = click.option("--dataset", help="Dataset instead of the pair's own: a name, npz:PATH or folder:PATH.")
 per_class_option = click.option("--per-class", type=click.IntRange(1), help="Training images kept per class.")
@@ -77,8 +81,8 @@ cells_options = apply(
 )
 carrying_options = apply(
     threads_option,
-    click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Workers at a time."),
-    click.option("--lanes", type=click.IntRange(1), default=8, show_default=True, help="Runs per worker at a time."),
+    jobs_option,
+    lanes_option,
     click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
     click.option("--no-train-teachers", is_flag=True, help="Fail if a teacher is missing."),
     click.option("--dry-run", is_flag=True, help="Only show the plan."),

@@ -6,29 +6,29 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, available_threads, cells_options, measure_option, threads_option
+from kdbench.cli.arguments import apply, cells_options, jobs_option, lanes_option, measure_option, threads_option
 from kdbench.cli.main import State
+from kdbench.cli.workers import Workers
 
 MOST_OPTIONS = 12  # that a cell shows in full
 
 
 @click.command("plan")
-@apply(cells_options, threads_option, measure_option)
+@apply(cells_options, threads_option, jobs_option, lanes_option, measure_option)
 @click.pass_obj
-def plan_command(state: State, /, threads: int | None, measure: bool, **cells: Any) -> None:
+def plan_command(state: State, /, threads: int | None, jobs: int, lanes: int, measure: bool, **cells: Any) -> None:
     """Show what run would do: cells, skipped cells with reasons, missing teachers, estimated time and memory.
 
-    Times come from a few steps of each network on this machine, within a minute; ~ marks what was calculated from
-    operations instead.
+    Times come from a few steps of each run on this machine, within a minute; ~ marks what was calculated instead.
     """
     from kdbench.cli.planning import asked_for, plan_for
 
     asked = asked_for(state.registry(), **cells)
     plan = plan_for(asked, state.registry())
-    print_plan(plan, asked, state.registry(), threads or available_threads(), measure=measure)
+    print_plan(plan, asked, state.registry(), Workers.of(threads, jobs, lanes), measure=measure)
 
 
-def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: bool) -> None:
+def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measure: bool) -> None:
     """Print a plan."""
     from tabulate import tabulate
 
@@ -38,18 +38,18 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
     from kdbench.memory import estimate
     from kdbench.store import RunStore
     from kdbench.training.environment import set_up
-    from kdbench.training.forecast import forecast, measurer
+    from kdbench.training.forecast import forecast, measurer, said
 
     store = RunStore(asked.out)
-    machine = set_up(asked.device, threads)
+    machine = set_up(asked.device, workers.threads)
     todo = [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]
     missing = missing_teachers(todo, TeacherStore(asked.teachers))
-    found = forecast(plan, missing, registry, machine, measurer(plan, machine) if measure and todo else None)
+    found = forecast(plan, missing, registry, machine, measurer(machine) if measure and todo else None)
     headers = ("pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory")
     click.echo(tabulate(_rows(plan, store, found, registry), headers=headers, disable_numparse=True))
     print_notes(plan)
     for recipe in missing:
-        time = f", {found.recipes[recipe.name]}" if found.recipes else ""
+        time = f", {said(found.recipes[recipe.name])}" if found.recipes else ""
         click.echo(f"teacher missing: {recipe.name} for {recipe.dataset.label} (trained first{time})")
     cost = estimate(plan, todo, registry, found.base)
     click.echo(
@@ -57,10 +57,12 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
         f"training, at most {_size(cost.memory_bytes)} per run"
     )
     if found.runs:
-        click.echo(_total(todo, found))
+        click.echo(_total(todo, found, workers))
 
 
 def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:
+    from kdbench.training.forecast import said
+
     cells: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
     for spec in plan.runs:
         record = store.folder(spec.run_id).peek()
@@ -69,24 +71,18 @@ def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, .
     options = {(spec.pair, spec.row): _options(spec, registry) for spec in plan.runs}
     return [
         (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds),
-         str(found.runs.get((pair, method), "-")), _size(found.memory[pair, method]))
+         said(found.runs[pair, method]) if found.runs else "-", _size(found.memory[pair, method]))
         for (pair, dataset, method), seeds in cells.items()
     ]  # fmt: skip
 
 
-def _total(todo: Any, found: Any) -> str:
-    """Return the line of the total time; each run bears its teachers' passes alone there."""
-    from kdbench.training.forecast import Duration
+def _total(todo: Any, found: Any, workers: Workers) -> str:
+    """Return the line of the total time."""
+    from kdbench.execution.walltime import start_seconds, wall_time
 
-    runs = sum((found.runs[spec.pair, spec.row] for spec in todo), Duration(0))
-    taught = sum(found.recipes.values(), Duration(0))
-    device, threads = found.machine.device, found.machine.threads
-    where = f"{device}, {threads} thread{'s' if threads > 1 else ''}"
-    teachers = f" + {taught} for missing teachers" if found.recipes else ""
-    return (
-        f"time one after another ({where}): {runs} for runs{teachers}; less where runs of a seed share their "
-        "teachers' passes"
-    )
+    taught, runs = wall_time(todo, found, workers.jobs, workers.lanes, workers.start(start_seconds))
+    teachers = f" = {taught} for missing teachers + {runs} for runs" if found.recipes else ""
+    return f"time on {found.machine.device} with {workers}: {taught + runs}{teachers}"
 
 
 def _size(count: int) -> str:

@@ -10,7 +10,9 @@ from typing import Any, Self
 import click
 
 from kdbench.execution.events import Event
+from kdbench.execution.remaining import TimeLeft
 from kdbench.spec import RunSpec
+from kdbench.training.runtime import spoken
 
 
 class Reporter:
@@ -18,23 +20,21 @@ class Reporter:
 
     Args:
         specs: The runs that will be reported.
+        left: The time that the command has left; None = it is not shown.
     """
 
-    def __init__(self, specs: Sequence[RunSpec]) -> None:
-        self.total = len(specs)
+    def __init__(self, specs: Sequence[RunSpec], left: TimeLeft | None = None) -> None:
+        self.total, self.left = len(specs), left
         self.done = 0
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(),
-            )  # fmt: skip
-            self._bars = Progress(*columns)
+            self._bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self._whole = self._bars.add_task("all", total=None, state="")
             self._bars.start()
         return self
 
@@ -52,14 +52,27 @@ class Reporter:
             shown.get(event.kind, lambda _data: None)(event.data)
 
     def _progress(self, data: dict[str, Any]) -> None:
+        if self.left is not None:
+            self.left.progress(data)
         if self._bars is None:
             return
+        self._show_whole()
         ids = data["run_ids"]
         what = ids[0] if len(ids) == 1 else f"{ids[0]} (+{len(ids) - 1})"
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=data["epochs"] * data["steps"], state="")
         state = f"{data['phase']} {data['epoch'] + 1}/{data['epochs']} · {data['images_per_second']:.0f} images/s"
         self._bars.update(self._tasks[what], completed=data["epoch"] * data["steps"] + data["step"], state=state)
+
+    def _show_whole(self) -> None:
+        share = self.left.share if self.left else 0.0
+        state = f"{self.done} of {self.total} runs{self._time_left(' · ')}"
+        self._bars.update(self._whole, total=1.0, completed=share, state=state)
+
+    def _time_left(self, before: str) -> str:
+        """Return the time left of the whole command, where it is known."""
+        seconds = self.left.seconds if self.left else None
+        return "" if seconds is None else f"{before}{spoken(seconds)} left"
 
     def _phase(self, data: dict[str, Any]) -> None:
         terms = [f"{name} {_number(value)} x {_number(data['weights'][name])}"
@@ -75,11 +88,13 @@ class Reporter:
             self._say(
                 f"{data['run_id']} {data['phase']} {data['epoch'] + 1}/{data['epochs']}: "
                 f"loss {'not finite' if loss is None else f'{loss:.4f}'}{accuracies}, "
-                f"{data['images_per_second']:.0f} images/s"
+                f"{data['images_per_second']:.0f} images/s{self._time_left(', ')}"
             )
 
     def _record(self, data: dict[str, Any]) -> None:
         self.done += 1
+        if self.left is not None:
+            self.left.ended(data["run_id"])
         result = f"{data['accuracy']:.2f} %" if data["status"] == "ok" else f"{data['status']}: {data['reason']}"
         self._say(f"[{self.done}] {data['run_id']}: {result}")
 

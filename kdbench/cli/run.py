@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, available_threads, carrying_options, cells_options
+from kdbench.cli.arguments import apply, carrying_options, cells_options
 from kdbench.cli.main import State
+from kdbench.cli.workers import Workers
 
 
 @click.command("run")
@@ -29,9 +30,9 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
     asked = asked_for(state.registry(), **cells)
     plan = plan_for(asked, state.registry())
     if dry_run:
-        print_plan(plan, asked, state.registry(), how.threads, measure=measure)
+        print_plan(plan, asked, state.registry(), how.workers, measure=measure)
         return
-    failed = train(plan, asked, how, state)
+    failed = train(plan, asked, how, state, measure=measure)
     if failed:
         raise SystemExit(4)
 
@@ -40,23 +41,23 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
 class How:
     """How the runs of a plan are carried out, as parsed."""
 
-    threads: int
-    jobs: int
-    lanes: int
+    workers: Workers
     executor: str
     no_train_teachers: bool
     retry_failed: bool
 
 
 def split(options: dict[str, Any]) -> tuple[How, dict[str, Any]]:
-    """Return how to run apart from what to run; without a number of threads, workers share the cores."""
-    how = {name: options[name] for name in How.__dataclass_fields__}
-    how["threads"] = how["threads"] or max(1, available_threads() // how["jobs"])
-    return How(**how), {name: value for name, value in options.items() if name not in how}
+    """Return how to run apart from what to run."""
+    cells = dict(options)
+    threads, jobs, lanes, executor = (cells.pop(name) for name in ("threads", "jobs", "lanes", "executor"))
+    rest = {name: cells.pop(name) for name in ("no_train_teachers", "retry_failed")}
+    return How(Workers.of(threads, jobs, lanes, executor), executor, **rest), cells
 
 
-def train(plan: Any, asked: Any, how: How, state: State) -> bool:
+def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
+    from kdbench.cli.expecting import expect
     from kdbench.cli.notes import print_notes
     from kdbench.cli.progress import Reporter
     from kdbench.execution.driver import Order, carry_out
@@ -68,14 +69,16 @@ def train(plan: Any, asked: Any, how: How, state: State) -> bool:
         teachers=asked.teachers,
         data=asked.data,
         device=asked.device,
-        threads=how.threads,
+        threads=how.workers.threads,
         without=state.without,
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     train_teachers = not how.no_train_teachers
-    order = Order(plan.runs, asked.anchor, classes, settings, how.jobs, how.lanes, train_teachers, how.retry_failed)
+    jobs, lanes = how.workers.jobs, how.workers.lanes
+    order = Order(plan.runs, asked.anchor, classes, settings, jobs, lanes, train_teachers, how.retry_failed)
     print_notes(plan)
-    with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
+    left = expect(plan, asked, how.workers, state.registry(), measure=measure, retry_failed=how.retry_failed)
+    with _sigterm_as_interrupt(), Reporter(plan.runs, left) as reporter:
         records = carry_out(order, _engine(how.executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]

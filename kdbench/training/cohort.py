@@ -12,6 +12,7 @@ import torch
 from kdbench import __version__
 from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.base import Network
+from kdbench.config.schema import Anchor
 from kdbench.errors import ConfigError
 from kdbench.method import AnyMethod, Setup
 from kdbench.options import apply_deviations
@@ -185,18 +186,8 @@ def _start(
     student.set_normalisation(data.mean, data.std)
     student.place(device, channels_last=anchor.step.channels_last and backbone.channels_last)
     shapes = [network_info(name, len(info.classes), info.image, registry) for name in (spec.student, *spec.teachers)]
-    context = Context(
-        pair=PairInfo(spec.pair, shapes[0], tuple(shapes[1:]), info.image),
-        train_size=len(data.train),
-        epochs=anchor.schedule.epochs,
-        steps_per_epoch=batches.steps,
-        batch_size=max(1, batches.batch_size // anchor.step.accumulate),
-        seed=spec.seed,
-        validation_size=0 if data.validation is None else len(data.validation),
-        freezing=anchor.freezing.use_partial_freeze,
-    )
-    labels = data.train.labels.to(device, copy=True)  # a copy: the batch stream may hold the same memory
-    lane = Lane(spec, method, student, context, device, Setup(labels, tuple(teachers)), effective(anchor, settings))
+    pair = PairInfo(spec.pair, shapes[0], tuple(shapes[1:]), info.image)
+    lane = lane_of(spec, method, student, teachers, pair, data, batches, effective(anchor, settings))
     entry = Trained(lane, folder, data, tuple(manifests), settings)
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = checkpoints.newest() if lane.active else None
@@ -209,6 +200,42 @@ def _start(
         entry.from_epoch = lane.position.epoch
     entry.set_aside = tuple(path.name for path in checkpoints.damaged())
     return entry
+
+
+def lane_of(
+    spec: RunSpec,
+    method: type[AnyMethod],
+    student: Network,
+    teachers: Sequence[Network],
+    pair: PairInfo,
+    data: CohortData,
+    batches: BatchStream,
+    anchor: Anchor,
+) -> Lane:
+    """Return a lane that has not begun.
+
+    Args:
+        spec: What to train.
+        method: Class of its method.
+        student: With its initial weights, on the device.
+        teachers: Those it learns from; empty for a method without.
+        pair: Shapes of these networks.
+        data: What it is trained on.
+        batches: The stream of it.
+        anchor: The protocol as it is computed.
+    """
+    context = Context(
+        pair=pair,
+        train_size=len(data.train),
+        epochs=anchor.schedule.epochs,
+        steps_per_epoch=batches.steps,
+        batch_size=max(1, batches.batch_size // anchor.step.accumulate),
+        seed=spec.seed,
+        validation_size=0 if data.validation is None else len(data.validation),
+        freezing=anchor.freezing.use_partial_freeze,
+    )
+    labels = data.train.labels.to(batches.device, copy=True)  # a copy: the batch stream may hold the same memory
+    return Lane(spec, method, student, context, batches.device, Setup(labels, tuple(teachers)), anchor)
 
 
 def _check_resumable(state: dict[str, object], spec: RunSpec, identity: dict[str, object]) -> None:

@@ -6,15 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdbench.memory import run_memory
+from kdbench.method import Phase, Supervised
 from kdbench.plan import Plan
 from kdbench.registry import Registry
 from kdbench.rehearsal import Passes
 from kdbench.spec import RunSpec
+from kdbench.training.budget import times_of
 from kdbench.training.environment import Machine
-from kdbench.training.speed import Speed, Work, measure, speeds_of
+from kdbench.training.runtime import RunTime, spoken
 from kdbench.training.teachers import Recipe
+from kdbench.training.trial import time_run
+from kdbench.training.work import Work
+from kdbench.types import PairInfo
 
 BUDGET = 60.0  # seconds for the measurements of a command
+Cell = tuple[str, str]  # pair and row of a plan; a recipe's is "" and the name of its artefact
 
 
 @dataclass(frozen=True)
@@ -29,48 +35,29 @@ class Duration:
 
     def __str__(self) -> str:
         """As people say it: ``~3 min``; the mark is for what was partly calculated."""
-        return ("" if self.measured else "~") + _spoken(self.seconds)
+        return ("" if self.measured else "~") + spoken(self.seconds)
 
 
-def _spoken(seconds: float) -> str:
-    if seconds < 1:
-        return "<1 s"
-    for unit, size, most in (("s", 1, 90), ("min", 60, 90)):
-        if round(seconds / size) < most:
-            return f"{seconds / size:.0f} {unit}"
-    hours = seconds / 3600
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-
-
-def duration_of(images: int, passes: Passes, student: Speed, teachers: Sequence[Speed]) -> Duration:
-    """Return the time of one run alone.
-
-    Args:
-        images: Training images of an epoch.
-        passes: How often each goes through the networks, over all epochs.
-        student: Of a training step.
-        teachers: Of each teacher's forward pass.
-    """
-    asked = list(teachers) if passes.teacher else []
-    per_image = passes.student * student.seconds + passes.teacher * sum(speed.seconds for speed in asked)
-    return Duration(images * per_image, student.measured and all(speed.measured for speed in asked))
+def said(run: RunTime) -> str:
+    """Return the time of a run alone as people say it."""
+    return str(Duration(run.alone, run.measured))
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Durations and memory of a plan.
+    """Times and memory of a plan.
 
     Args:
-        runs: Time of one run, by pair and method name; empty if nothing was measured.
+        runs: Time of one run, by pair and row; empty if nothing was measured.
         recipes: Time of training each missing teacher, by name of its artefact.
-        memory: Bytes of one run, by pair and method name.
+        memory: Bytes of one run, by pair and row.
         machine: Where it holds.
         base: Bytes in use before there is a network.
     """
 
-    runs: Mapping[tuple[str, str], Duration]
-    recipes: Mapping[str, Duration]
-    memory: Mapping[tuple[str, str], int]
+    runs: Mapping[Cell, RunTime]
+    recipes: Mapping[str, RunTime]
+    memory: Mapping[Cell, int]
     machine: Machine
     base: int
 
@@ -80,7 +67,8 @@ def forecast(
     recipes: Sequence[Recipe],
     registry: Registry,
     machine: Machine,
-    measuring: Callable[[Work], float] | None = None,
+    measuring: Callable[[Work], RunTime] | None = None,
+    budget: float | None = None,
 ) -> Forecast:
     """Return what a plan will take.
 
@@ -89,44 +77,57 @@ def forecast(
         recipes: Teachers that will be trained first.
         registry: Where backbones come from.
         machine: Where it will run.
-        measuring: Returns seconds per image of a network; None = calculate no times.
+        measuring: Returns the time of a run; None = find out no times.
+        budget: Seconds for the measurements; None = a minute.
     """
     base = machine.base_memory()
     cells = {(spec.pair, spec.row): spec for spec in plan.runs}
     memory = {cell: run_memory(spec, plan, registry, base) for cell, spec in cells.items()}
-    works = {cell: _works(spec, plan, registry) for cell, spec in cells.items()}
-    speeds = {} if measuring is None else speeds_of((w for found in works.values() for w in found), measuring, BUDGET)
-    if not speeds:
+    if measuring is None:
         return Forecast({}, {}, memory, machine, base)
-    runs = {}
-    for (pair, method), (student, *teachers) in works.items():
-        found = speeds[student], [speeds[teacher] for teacher in teachers]
-        runs[pair, method] = duration_of(plan.train_sizes[pair], plan.passes[pair, method], *found)
-    made = {recipe.name: _making(recipe, plan, registry, speeds) for recipe in recipes}
+    works = works_of(plan, recipes, registry)
+    times = times_of(works, measuring, BUDGET if budget is None else budget, machine.device)
+    runs = {cell: times[cell] for cell in cells if times}
+    made = {recipe.name: times["", recipe.name] for recipe in recipes if times}
     return Forecast(runs, made, memory, machine, base)
 
 
-def measurer(plan: Plan, machine: Machine) -> Callable[[Work], float]:
-    """Return what measures a network under the plan's anchor on a machine."""
-    anchor = plan.runs[0].anchor
-    return lambda work: measure(work, anchor, machine.device)
+def measurer(machine: Machine) -> Callable[[Work], RunTime]:
+    """Return what measures a run on a machine."""
+    return lambda work: time_run(work, machine.device)
 
 
-def _works(spec: RunSpec, plan: Plan, registry: Registry) -> tuple[Work, ...]:
-    """Return what a run does: its student's training, then its teachers' passes."""
+def works_of(plan: Plan, recipes: Sequence[Recipe], registry: Registry) -> dict[Cell, Work]:
+    """Return what there is to do: one run of each cell of a plan, and the training of each missing teacher."""
+    runs = {(spec.pair, spec.row): _run(spec, plan, registry) for spec in plan.runs}
+    return runs | {("", recipe.name): _recipe(recipe, plan, registry) for recipe in recipes}
+
+
+def _run(spec: RunSpec, plan: Plan, registry: Registry) -> Work:
     info = plan.infos[spec.pair]
-    student = Work(registry.backbones[info.student.name], info.student.classes, info.image, trains=True)
-    asked = info.teachers if spec.teachers else ()
-    return student, *(Work(registry.backbones[t.name], t.classes, info.image, trains=False) for t in asked)
+    info = info if spec.teachers else PairInfo(info.name, info.student, (), info.image)
+    passes = plan.passes[spec.pair, spec.row]
+    return _work(spec, info, passes, plan, registry, spec.pair, registry.methods[spec.method])
 
 
-def _making(recipe: Recipe, plan: Plan, registry: Registry, speeds: Mapping[Work, Speed]) -> Duration:
-    """Return the time of training a teacher; where its steps were not measured, three times its forward passes."""
-    spec = next(s for s in plan.runs if recipe.backbone in s.teachers and s.dataset.label == recipe.dataset.label)
-    info = plan.infos[spec.pair]
-    teacher = next(t for t in info.teachers if t.name == recipe.backbone)
-    step, forward = (
-        Work(registry.backbones[teacher.name], teacher.classes, info.image, trains=trains) for trains in (True, False)
+def _recipe(recipe: Recipe, plan: Plan, registry: Registry) -> Work:
+    """Return the training of a teacher; if its dataset is not that of its student, it is one of about the same size."""
+    student = next(
+        spec
+        for spec in plan.runs
+        if (recipe.backbone, recipe.dataset) in zip(spec.teachers, spec.taught_on, strict=True)
     )
-    speed = speeds[step] if step in speeds else Speed(3 * speeds[forward].seconds, measured=False)
-    return duration_of(plan.train_sizes[spec.pair], Passes(recipe.anchor.schedule.epochs, 0), speed, ())
+    info, spec, epochs = plan.infos[student.pair], recipe.spec(), recipe.anchor.schedule.epochs
+    own = next(teacher for teacher in info.teachers if teacher.name == recipe.backbone)
+    alone = PairInfo(spec.pair, own, (), info.image)
+    passes = Passes(epochs, 0, phases=((Phase().name, epochs),))
+    return _work(spec, alone, passes, plan, registry, student.pair, Supervised)
+
+
+def _work(
+    spec: RunSpec, info: PairInfo, passes: Passes, plan: Plan, registry: Registry, pair: str, method: type
+) -> Work:
+    train = plan.train_sizes[pair]
+    whole = round(train / (1 - spec.anchor.data.validation_fraction))
+    networks = tuple(registry.backbones[name] for name in (spec.student, *spec.teachers))
+    return Work(spec, method, info, networks, plan.datasets[pair], train, whole - train, passes)

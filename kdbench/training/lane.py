@@ -176,13 +176,14 @@ class Lane(Course):
         if stopped or self.position.epoch >= self.epochs:
             if self.phase.is_main:
                 self.best.restore(self._kept())
-            self._next_phase()
+            self.next_phase()
         return report
 
     def _kept(self) -> list[nn.Module]:
         return [self.student, self.method, *([] if self.average is None else [self.average.model])]
 
-    def _next_phase(self) -> None:
+    def next_phase(self) -> None:
+        """Go on to the phase after this one."""
         self.position = Position(self.position.phase + 1)
         self.skip_empty_phases()
         self.optimizers.forget(self.phases[: self.position.phase], self.phases[self.position.phase :])

@@ -12,6 +12,7 @@ from operator import or_
 import torch
 
 from kdbench.backbones.base import Network
+from kdbench.config.schema import Anchor
 from kdbench.datasets.base import Split
 from kdbench.errors import KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
@@ -234,9 +235,7 @@ class Trainer:
             lane.fail(error, "saving its state")
 
     def _test_accuracy(self, lane: Lane) -> float | None:
-        epoch, epochs = lane.student_epoch, lane.anchor.schedule.epochs
-        due = (epoch + 1) % lane.anchor.evaluation.every == 0 or epoch >= epochs - SCORED_EPOCHS
-        if not (lane.phase.is_main and due):
+        if not (lane.phase.is_main and is_tested(lane.student_epoch, lane.anchor)):
             return None
         return lane.clock.timed("evaluation", lambda: self.test.predict(lane.deployed())).accuracy
 
@@ -250,6 +249,16 @@ class Trainer:
         self.observer.progress(
             Progress(ids, first.phase.name, first.position.epoch, first.epochs, step + 1, self.batches.steps, rate)
         )
+
+
+def is_tested(epoch: int, anchor: Anchor) -> bool:
+    """Return whether the student is evaluated on the test split after an epoch of its (from 0)."""
+    return (epoch + 1) % anchor.evaluation.every == 0 or epoch >= anchor.schedule.epochs - SCORED_EPOCHS
+
+
+def tested_epochs(anchor: Anchor) -> int:
+    """Return after how many epochs a student is evaluated on the test split."""
+    return sum(is_tested(epoch, anchor) for epoch in range(anchor.schedule.epochs))
 
 
 def _versions(inputs: Inputs, features: Sequence[Features]) -> list[int]:

@@ -1,0 +1,80 @@
+"""How much time a command has left: from what was expected of it, corrected by how it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kdbench.training.runtime import RunTime
+
+TRUST = 0.05  # share of the command after which what was seen counts as much as what was expected
+
+
+class TimeLeft:
+    """Follows the events of all workers.
+
+    Args:
+        runs: Expected time of each run to do, missing teachers' included, by run id.
+        wall: Expected seconds of the whole command; None = nothing was measured, the times say proportions only.
+        clock: Seconds that pass.
+    """
+
+    def __init__(
+        self, runs: Mapping[str, RunTime], wall: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._runs, self._wall, self._clock = dict(runs), wall, clock
+        self._done: dict[str, float] = {}
+        self._before: dict[str, float] = {}  # what an earlier start had done of a run
+        self._started = clock()
+
+    def progress(self, data: Mapping[str, Any]) -> None:
+        """Note where a cohort stands, from the data of its event."""
+        share = (data["epoch"] + data["step"] / data["steps"]) / data["epochs"]
+        for run_id in data["run_ids"]:
+            if (run := self._runs.get(run_id)) is not None:
+                done = _done(run, data["phase"], min(1.0, share))
+                self._before.setdefault(run_id, done)
+                self._done[run_id] = max(done, self._done.get(run_id, 0.0))
+
+    def ended(self, run_id: str) -> None:
+        """Note the end of a run, whatever end."""
+        if run_id in self._runs:
+            self._before.setdefault(run_id, 0.0)
+            self._done[run_id] = self._runs[run_id].alone
+
+    @property
+    def share(self) -> float:
+        """Share of this start's work that is done, in [0, 1]."""
+        return min(1.0, (sum(self._done.values()) - self._earlier) / self._whole) if self._whole > 0 else 1.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds left; None while nothing is known.
+
+        The pace so far is that of what passed, beside a twentieth of the command at the pace that was expected.
+        """
+        passed, share = self._clock() - self._started, self.share
+        if self._wall is None:
+            return passed * (1 - share) / share if share else None
+        expected = self._wall * self._whole / (self._whole + self._earlier)
+        pace = (passed + TRUST * expected) / (share + TRUST)  # seconds of the whole
+        return pace * (1 - share)
+
+    @property
+    def _earlier(self) -> float:
+        return sum(self._before.values())
+
+    @property
+    def _whole(self) -> float:
+        return sum(run.alone for run in self._runs.values()) - self._earlier
+
+
+def _done(run: RunTime, phase: str, share: float) -> float:
+    """Return the expected seconds of a run up to a share of one of its phases."""
+    passed = run.around / 2
+    for each in run.phases:
+        if each.name == phase:
+            return passed + share * each.alone
+        passed += each.alone
+    return passed
