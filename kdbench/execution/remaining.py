@@ -55,6 +55,8 @@ class TimeLeft:
         The pace so far is that of what passed, beside a twentieth of the command at the pace that was expected.
         """
         passed, share = self._clock() - self._started, self.share
+        if self._whole <= 0:
+            return None
         if self._wall is None:
             return passed * (1 - share) / share if share else None
         expected = self._wall * self._whole / (self._whole + self._earlier)

@@ -256,7 +256,7 @@ def is_tested(epoch: int, anchor: Anchor) -> bool:
     return (epoch + 1) % anchor.evaluation.every == 0 or epoch >= anchor.schedule.epochs - SCORED_EPOCHS
 
 
-def tested_epochs(anchor: Anchor) -> int:
+def epochs_tested(anchor: Anchor) -> int:
     """Return after how many epochs a student is evaluated on the test split."""
     return sum(is_tested(epoch, anchor) for epoch in range(anchor.schedule.epochs))
 

@@ -17,7 +17,7 @@ from kdbench.training.data import CohortData
 from kdbench.training.inputs import BatchStream
 from kdbench.training.runtime import PhaseTime, RunTime
 from kdbench.training.standins import Noise, filled, noise
-from kdbench.training.trainer import Observer, Trainer, tested_epochs
+from kdbench.training.trainer import Observer, Trainer, epochs_tested
 from kdbench.training.watch import Seen, Watch
 from kdbench.training.work import Work
 
@@ -53,8 +53,9 @@ class Trial:
         validation = noise(info, self.validated) if self.validated else None
         test = TestSet(Noise(info, self.tested), device, anchor.evaluation.batch_size)
         grey = (0.5,) * info.image.channels
-        data = CohortData(info, noise(info, work.train), validation, test, mean=grey, std=grey)
-        batches = BatchStream(data.train, anchor.data, work.spec.seed, device, mirror=info.mirror)
+        train = noise(info, max(work.train, STEPS * self.images))  # of a real one there may be fewer steps
+        data = CohortData(info, train, validation, test, mean=grey, std=grey)
+        batches = BatchStream(train, anchor.data, work.spec.seed, device, mirror=info.mirror)
         student, *teachers = (filled(network, len(info.classes), info.image, device) for network in work.networks)
         for network, backbone in zip((student, *teachers), work.networks, strict=True):
             network.place(device, channels_last=anchor.step.channels_last and backbone.channels_last)
@@ -88,7 +89,7 @@ class Trial:
             shared = 0.0  # lanes go through other phases one by one
         steps = seen.epochs * work.epoch_images / self.images
         look = work.validation / self.validated if self.validated else 1.0
-        tests = work.data.test_size * tested_epochs(work.anchor) / work.anchor.schedule.epochs
+        tests = work.data.test_size * epochs_tested(work.anchor) / work.anchor.schedule.epochs
         end = ending.rest + ending.method * look + self._evaluation(seen) * (work.validation + tests)
         return PhaseTime(seen.phase.name, seen.opening + steps * (step - shared) + seen.epochs * end, steps * shared)
 

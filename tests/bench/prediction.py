@@ -2,9 +2,8 @@
 
     python tests/bench/prediction.py [--cpu] [BOARD ...]
 
-Each run is predicted right before it is trained, in a worker of its own; then all runs of a seed go together as one cohort.
-With ``--cpu`` both are processor seconds of this process with one thread, which is what a machine without other work would
-show: for machines that have some.
+Each run is predicted right before it is trained, in a worker of its own; then all runs go together as one cohort. With
+``--cpu`` both are processor seconds of one process, for machines that do other work meanwhile.
 """
 
 from __future__ import annotations
