@@ -52,8 +52,8 @@ class Reporter:
             shown.get(event.kind, lambda _data: None)(event.data)
 
     def _progress(self, data: dict[str, Any]) -> None:
-        if self.left is not None:
-            self.left.progress(data)
+        for run_id in data["run_ids"]:
+            self._reached(run_id, data, data["step"] / data["steps"])
         if self._bars is None:
             return
         self._show_whole()
@@ -69,6 +69,10 @@ class Reporter:
         state = f"{self.done} of {self.total} runs{self._time_left(' · ')}"
         self._bars.update(self._whole, total=1.0, completed=share, state=state)
 
+    def _reached(self, run_id: str, data: dict[str, Any], within: float) -> None:
+        if self.left is not None:
+            self.left.reached(run_id, data["phase"], data["epoch"], data["epochs"], within)
+
     def _time_left(self, before: str) -> str:
         """Return the time left of the whole command, where it is known."""
         seconds = self.left.seconds if self.left else None
@@ -81,6 +85,7 @@ class Reporter:
         self._say(f"{data['run_id']} {data['phase']}, first step: {', '.join([*terms, *numbers])}")
 
     def _epoch(self, data: dict[str, Any]) -> None:
+        self._reached(data["run_id"], data, 1.0)
         if self._bars is None:
             shown = [("val", data["validation_accuracy"]), ("test", data["test_accuracy"])]
             accuracies = "".join(f", {name} {value:.2f} %" for name, value in shown if value is not None)

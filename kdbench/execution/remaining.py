@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from kdbench.training.runtime import RunTime
 
@@ -12,7 +11,7 @@ TRUST = 0.05  # share of the command after which what was seen counts as much as
 
 
 class TimeLeft:
-    """Follows the events of all workers.
+    """Follows all runs of a command.
 
     Args:
         runs: Expected time of each run to do, missing teachers' included, by run id.
@@ -28,14 +27,19 @@ class TimeLeft:
         self._before: dict[str, float] = {}  # what an earlier start had done of a run
         self._started = clock()
 
-    def progress(self, data: Mapping[str, Any]) -> None:
-        """Note where a cohort stands, from the data of its event."""
-        share = (data["epoch"] + data["step"] / data["steps"]) / data["epochs"]
-        for run_id in data["run_ids"]:
-            if (run := self._runs.get(run_id)) is not None:
-                done = _done(run, data["phase"], min(1.0, share))
-                self._before.setdefault(run_id, done)
-                self._done[run_id] = max(done, self._done.get(run_id, 0.0))
+    def reached(self, run_id: str, phase: str, epoch: int, epochs: int, within: float = 1.0) -> None:
+        """Note where a run stands.
+
+        Args:
+            run_id: The run.
+            phase: The phase that is under way.
+            epoch: Its epoch, from 0. The first one that is seen of a run is where this start of it began.
+            epochs: Epochs of the phase.
+            within: Share of the epoch that is done, in [0, 1].
+        """
+        if (run := self._runs.get(run_id)) is not None:
+            self._before.setdefault(run_id, _done(run, phase, epoch / epochs))
+            self._done[run_id] = max(_done(run, phase, (epoch + within) / epochs), self._done.get(run_id, 0.0))
 
     def ended(self, run_id: str) -> None:
         """Note the end of a run, whatever end."""
@@ -74,7 +78,7 @@ class TimeLeft:
 
 def _done(run: RunTime, phase: str, share: float) -> float:
     """Return the expected seconds of a run up to a share of one of its phases."""
-    passed = run.around / 2
+    passed = 0.0
     for each in run.phases:
         if each.name == phase:
             return passed + share * each.alone

@@ -14,13 +14,13 @@ from kdbench.spec import RunSpec
 from kdbench.training.forecast import Duration, Forecast
 from kdbench.training.runtime import together
 
-WORKER = "import kdbench.training.runs, kdbench.registry; kdbench.registry.load()"  # what a worker does before its job
+WORKER = "import kdbench.registry, kdbench.training.runs"  # most of what a worker does before its job
 
 
 def start_seconds() -> float:
     """Return how long a worker process takes to start, from one that does nothing else."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", WORKER], check=False, capture_output=True)
+    subprocess.run([sys.executable, "-c", WORKER], check=True, capture_output=True)
     return time.perf_counter() - started
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from commandline import failure, installed, kdbench, write_plugin
 
-from kdbench.config.schema import Anchor
-from kdbench.training.speed import Work
+from kdbench.training.runtime import PhaseTime, RunTime
+from kdbench.training.work import Work
 
 SMOKE = ("--pair", "tiny", "--anchor", "fair_baseline_smoke", "--per-class", 20)
 PICKY = """
@@ -39,44 +39,67 @@ def kdbench_methods():
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    """Time stands still: a training step takes a second per image, a forward pass half of one. Says what was asked."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Time stands still: a run takes 5 minutes, 2 more with a teacher, and a worker's start 6. Says what was asked."""
     measured = []
 
-    def measure(work: Work, _anchor: Anchor, _device: torch.device) -> float:
-        measured.append((work.backbone.name, work.trains))
-        return 1.0 if work.trains else 0.5
+    def measure(work: Work, _device: torch.device) -> RunTime:
+        measured.append((work.spec.student, work.method.name))
+        return RunTime((PhaseTime("main", 240.0, 60.0 + 120.0 * len(work.spec.teachers)),))
 
-    monkeypatch.setattr("kdbench.training.forecast.measure", measure)
+    monkeypatch.setattr("kdbench.training.forecast.time_run", measure)
+    monkeypatch.setattr("kdbench.execution.walltime.start_seconds", lambda: 360.0)
     monkeypatch.setattr("kdbench.training.environment.Machine.base_memory", lambda _self: 3 << 29)
     return measured
 
 
-def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str, bool]]) -> None:
+def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str, str]]) -> None:
     words = ("--method", "student,vanilla_kd", *SMOKE, "--seed-list", "0,3", "--threads", 1, "--device", "cpu")
     outcome = kdbench("plan", *words)
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory"]
-    # 2 epochs x 180 images: a tenth of 200 is held out. The teacher adds half of the time again.
     assert [line.split() for line in lines[2:4]] == [
-        ["tiny", "digits-20pc", "student", "0,3", "2", "to", "do", "6", "min", "1.5", "GiB"],
-        ["tiny", "digits-20pc", "vanilla_kd", "0,3", "2", "to", "do", "9", "min", "1.5", "GiB"],
+        ["tiny", "digits-20pc", "student", "0,3", "2", "to", "do", "5", "min", "1.5", "GiB"],
+        ["tiny", "digits-20pc", "vanilla_kd", "0,3", "2", "to", "do", "7", "min", "1.5", "GiB"],
     ]
-    # Its training is not measured: three times 180 seconds of forward passes.
     name = "resnet14_w8-fair_baseline_smoke-v1-seed0"
-    assert lines[4] == f"teacher missing: {name} for digits-20pc (trained first, ~9 min)"
+    assert lines[4] == f"teacher missing: {name} for digits-20pc (trained first, 5 min)"
     assert lines[5].startswith("4 runs, 4 to do: 1,440 student images, ")
     assert lines[5].endswith(" PFLOP of training, at most 1.5 GiB per run")
-    assert lines[6] == (
-        "time one after another (cpu, 1 thread): 30 min for runs + ~9 min for missing teachers; less where runs of a "
-        "seed share their teachers' passes"
-    )
+    # A worker for the teacher; one for each seed, whose two runs share 3 minutes of batches and teacher passes.
+    times = "45 min = 11 min for missing teachers + 34 min for runs"
+    assert lines[6] == f"time on cpu with 1 job of 1 thread, at most 8 runs each: {times}"
     assert len(lines) == 7
-    assert sorted(asked) == [("resnet14_w8", False), ("resnet8_w4", True)]  # once each, for all four runs
+    # Once each, for all four runs.
+    assert sorted(asked) == [
+        ("resnet14_w8", "supervised"), ("resnet8_w4", "student"), ("resnet8_w4", "vanilla_kd"),
+    ]  # fmt: skip
 
 
-def test_plan_without_measuring(asked: list[tuple[str, bool]]) -> None:
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ("--jobs", 2),
+            "2 jobs of 1 thread, at most 8 runs each: 28 min = 11 min for missing teachers + 17 min for runs",
+        ),
+        (
+            ("--lanes", 1),
+            "1 job of 1 thread, at most 1 run each: 59 min = 11 min for missing teachers + 48 min for runs",
+        ),
+    ],
+)
+def test_the_time_of_a_plan_is_that_of_its_workers(words: tuple[object, ...], line: str) -> None:
+    cells = ("--method", "student,vanilla_kd", *SMOKE, "--seed-list", "0,3", "--threads", 1, "--device", "cpu")
+    outcome = kdbench("plan", *cells, *words)
+    assert outcome.out.splitlines()[6] == f"time on cpu with {line}"
+    assert kdbench("run", "--dry-run", *cells, *words) == outcome
+    inline = kdbench("run", "--dry-run", *cells, "--executor", "inline").out.splitlines()[6]
+    assert inline.endswith(": 27 min = 5 min for missing teachers + 22 min for runs"), "no worker has to start"
+
+
+def test_plan_without_measuring(asked: list[tuple[str, str]]) -> None:
     words = ("--method", "student,vanilla_kd", *SMOKE, "--seeds", 1, "--no-measure")
     lines = kdbench("plan", *words).out.splitlines()
     assert [line.split()[-3:] for line in lines[2:4]] == [["-", "1.5", "GiB"]] * 2
@@ -86,13 +109,36 @@ def test_plan_without_measuring(asked: list[tuple[str, bool]]) -> None:
     assert kdbench("run", "--dry-run", *words).out.splitlines() == lines
 
 
-def test_what_is_beyond_the_budget_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the cheapest network is measured then. A second is 297,408 operations, the teacher needs 829,056."""
+def test_what_is_beyond_the_budget_is_marked(asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the cheapest run is measured then. Its step is 297,408 operations, a teacher's pass 829,056 more."""
     monkeypatch.setattr("kdbench.training.forecast.BUDGET", 0.0)
     lines = kdbench("plan", "--method", "student,vanilla_kd", *SMOKE, "--seeds", 1).out.splitlines()
-    assert lines[2].split()[-4:-2] == ["6", "min"]
-    assert lines[3].split()[-4:-2] == ["~23", "min"]  # 360 * (1 + 2.788) seconds
-    assert " ~29 min for runs + ~50 min for missing teachers" in lines[6]  # 360 * 3 * 2.788 seconds
+    assert asked == [("resnet8_w4", "student")]
+    assert lines[2].split()[-4:-2] == ["5", "min"]
+    assert lines[3].split()[-4:-2] == ["~19", "min"]  # 300 * 1,126,464 / 297,408 seconds
+    assert lines[4].endswith("(trained first, ~42 min)")  # 300 * 3 * 829,056 / 297,408 seconds
+    assert ": ~" in lines[6]
+
+
+def test_a_long_command_says_what_it_is_expected_to_take(
+    asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--method", "student", *SMOKE, "--seeds", 1, "--threads", 1, "--device", "cpu", "--executor", "inline")
+    short = kdbench("run", *words)
+    assert short.code == 0, short
+    assert "expected time" not in short.out
+    assert asked == [], "it is over before measuring would pay off"
+    monkeypatch.setattr("kdbench.cli.expecting.LEAST", 0.0)
+    again = kdbench("run", *words)
+    assert again.out.splitlines() == short.out.splitlines()[-1:], "nothing is left to do"
+    unmeasured = kdbench("run", *words, "--no-measure", "--out", "second")
+    assert (asked, "expected time" in unmeasured.out) == ([], False)
+    long = kdbench("run", *words, "--out", "third").out.splitlines()
+    assert long[0] == "expected time on cpu with 1 job of 1 thread, at most 8 runs each: 5 min"
+    assert asked == [("resnet8_w4", "student")]
+    epochs = [line for line in long if ": loss " in line]
+    assert len(epochs) == 2
+    assert all(line.endswith(" s left") for line in epochs), "corrected: half of the 5 minutes passed at once"
 
 
 def test_dry_run_is_plan_and_writes_nothing() -> None:

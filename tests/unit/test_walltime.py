@@ -54,10 +54,6 @@ class Now:
         return self.seconds
 
 
-def at(run_id: str, phase: str, epoch: int, step: int, epochs: int = 2) -> dict[str, object]:
-    return {"run_ids": [run_id], "phase": phase, "epoch": epoch, "epochs": epochs, "step": step, "steps": 5}
-
-
 TWO_PHASES = RunTime((PhaseTime("helper", 20.0), PhaseTime("main", 60.0, 20.0)))
 
 
@@ -65,8 +61,8 @@ def test_what_was_expected_is_corrected_by_what_was_seen() -> None:
     now = Now()
     left = TimeLeft({"a": TWO_PHASES, "b": TWO_PHASES}, 200.0, now)
     assert (left.share, left.seconds) == (0.0, 200.0)
-    left.progress(at("a", "helper", 0, 0))
-    left.progress(at("a", "main", 0, 5))  # the helper's 20 seconds, and half of 80
+    left.reached("a", "helper", 0, 2, 0.0)
+    left.reached("a", "main", 0, 2, 1.0)  # the helper's 20 seconds, and half of 80
     assert left.share == pytest.approx(0.3)
     now.seconds += 60.0
     assert left.seconds == pytest.approx(140.0), "as expected"
@@ -82,25 +78,25 @@ def test_without_a_measurement_time_is_known_when_some_has_passed() -> None:
     now = Now()
     left = TimeLeft({"a": TWO_PHASES}, None, now)
     assert left.seconds is None
-    left.progress(at("a", "helper", 0, 0))
+    left.reached("a", "helper", 0, 2, 0.0)
     assert left.seconds is None
     now.seconds += 30.0
-    left.progress(at("a", "helper", 1, 5))
+    left.reached("a", "helper", 1, 2, 1.0)
     assert left.seconds == pytest.approx(30.0 / 0.2 * 0.8)
 
 
 def test_what_an_earlier_start_has_done_is_no_part_of_this_ones_pace() -> None:
     now = Now()
     left = TimeLeft({"a": TWO_PHASES}, 100.0, now)
-    left.progress(at("a", "main", 1, 0))  # 60 of 100 were done before
+    left.reached("a", "main", 1, 2, 0.0)  # 60 of 100 were done before
     assert (left.share, left.seconds) == (0.0, 40.0)
     now.seconds += 20.0
-    left.progress(at("a", "main", 1, 2, epochs=2))
+    left.reached("a", "main", 1, 2, 0.4)
     assert left.share == pytest.approx(16 / 40)
 
 
 def test_events_of_runs_that_are_not_expected_change_nothing() -> None:
     left = TimeLeft({}, None)
-    left.progress(at("stranger", "main", 0, 1))
+    left.reached("stranger", "main", 0, 2, 0.2)
     left.ended("stranger")
     assert (left.share, left.seconds) == (1.0, None)
