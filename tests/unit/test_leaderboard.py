@@ -19,7 +19,8 @@ import kdbench.stats
 from kdbench.config.schema import Anchor, Data, Loss, Optimizer, Schedule, Step
 from kdbench.errors import ConfigError, ProblemList, StoreError
 from kdbench.leaderboard import Cell, build, to_csv, to_json, to_markdown, write
-from kdbench.records import Accuracy, Cost, Environment, Record, TeacherUsed
+from kdbench.leaderboard.details import times
+from kdbench.records import PARTS, Accuracy, Cost, Environment, Record, TeacherUsed
 from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, RunSpec
 
 ANCHOR = Anchor(
@@ -131,6 +132,27 @@ def test_gain_and_its_interval_in_json() -> None:
     assert row["gains"][1] == {"baseline": "plain", "is_itself": True}
     assert [run["accuracy"] for run in row["runs"]] == [71.0, 72.5, 73.0]
     assert row["train_seconds"] == 11.0
+
+
+def test_parts_of_the_time_are_shown_where_every_run_has_them() -> None:
+    cells = small_board()
+    (first, *_) = (place for place, each in enumerate(cells) if each.spec.method == "fancy")
+    record = cells[first].record
+    assert record is not None
+    assert record.cost is not None
+    old = {key: value for key, value in record.cost.model_dump().items() if key.removesuffix("_seconds") not in PARTS}
+    whole = Cost(**old | {f"{part}_seconds": place for place, part in enumerate(PARTS)})
+    cells[first] = Cell(cells[first].spec, record.model_copy(update={"cost": whole}))
+    rows = build(cells, BASELINES).tables[0].rows
+    # Seeds have 0 and 1 and 1 seconds of data, 1 and 1 and 1 of the teacher, and so on.
+    assert rows[2].parts == pytest.approx(dict(zip(PARTS, (2 / 3, 1.0, 4 / 3, 5 / 3, 2.0), strict=True)))
+    assert times(rows[2]).also == ("mean: data 0.7, teacher 1.0, student 1.3, method 1.7, evaluation 2.0",)
+    cells[first] = Cell(cells[first].spec, record.model_copy(update={"cost": Cost(**old)}))
+    board = build(cells, BASELINES)
+    assert times(board.tables[0].rows[2]).also == (), "one of its runs is from before"
+    told = json.loads(to_json(board))["tables"][0]["rows"]
+    assert told[1]["seconds_by_part"] == dict.fromkeys(PARTS, 1.0)
+    assert "seconds_by_part" not in told[2]
 
 
 def test_rows_are_baselines_in_order_then_by_mean_then_by_name_unscored_last() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import StoreError
-from kdbench.records import Accuracy, Corrupt, Cost, Record, parse_json
+from kdbench.records import PARTS, Accuracy, Corrupt, Cost, Record, parse_json
 from kdbench.spec import RunSpec
 
 
@@ -89,6 +89,19 @@ def test_not_finite_measurements_survive_as_null(record: Record, path: Path) -> 
     path.write_text(record.model_copy(update={"nll": float("nan")}).model_dump_json())
     assert "NaN" not in path.read_text()
     assert parse_json(Record, path).nll is None
+
+
+def test_a_cost_from_before_its_parts_were_metered_keeps_its_bytes() -> None:
+    cost = Cost(
+        train_seconds=1.5, images_per_second=2.5, student_forwards=3, teacher_forwards=4, peak_memory_bytes=5,
+        train_only_parameters=6, deployed_parameters=7, deployed_flops=8,
+    )  # fmt: skip
+    assert cost.parts == {}
+    assert not [key for key in json.loads(cost.model_dump_json()) if key.removesuffix("_seconds") in PARTS]
+    parts = {f"{part}_seconds": float(place) for place, part in enumerate(PARTS)}
+    metered = Cost.model_validate(cost.model_dump() | parts)
+    assert metered.parts == dict(zip(PARTS, range(5), strict=True))
+    assert Cost.model_validate_json(metered.model_dump_json()) == metered
 
 
 def test_numbers_are_the_results_that_are_there(record: Record) -> None:
