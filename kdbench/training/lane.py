@@ -372,7 +372,7 @@ class Lane(Course):
             "method": self.method.state_dict(),
             "optimizers": self.optimizers.state(),
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.model.state_dict(),
+            "average": None if self.average is None else self.average.state(),
             "meters": self.meters.state(),
             "counters": vars(self.counters).copy(),
             "history": [report.model_dump_json() for report in self.history],
@@ -390,7 +390,7 @@ class Lane(Course):
             self.optimizer = self._phase_optimizer()
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
+            self.average.load(state["average"])
         self.meters = Meters.of(state["meters"], self.device)
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
