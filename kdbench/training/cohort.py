@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from kdbench.registry import Registry
 from kdbench.spec import RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.compiling import prepare_compiler
 from kdbench.training.data import CohortData, load_data
 from kdbench.training.environment import Machine
 from kdbench.training.inputs import BatchStream
@@ -66,6 +67,7 @@ class Trained:
     data: CohortData
     teachers: tuple[TeacherManifest, ...]
     settings: Settings
+    memory_formats: Mapping[str, str] = field(default_factory=dict)
     from_epoch: int = 0
     set_aside: tuple[str, ...] = ()
 
@@ -97,6 +99,8 @@ def train_cohort(
     _check_together(specs)
     source = open_source(first.dataset.name, workplace.registry, workplace.data_root)
     anchor = apply_deviations(first.anchor, first.deviations)
+    if anchor.step.compile:
+        prepare_compiler(machine.device)
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
     layout = anchor.step.channels_last
@@ -197,7 +201,9 @@ def _start(
     )
     labels = data.train.labels.to(device, copy=True)  # a copy: the batch stream may hold the same memory
     lane = Lane(spec, method, student, context, device, Setup(labels, tuple(teachers)), effective(anchor, settings))
-    entry = Trained(lane, folder, data, tuple(manifests), settings)
+    networks = zip((spec.student, *(m.name for m in manifests)), (student, *teachers), strict=True)
+    formats = {name: str(network.memory_format).removeprefix("torch.") for name, network in networks}
+    entry = Trained(lane, folder, data, tuple(manifests), settings, formats)
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = checkpoints.newest() if lane.active else None
     if state is not None:

@@ -121,8 +121,8 @@ def _training(network: Network, images: Tensor, anchor: Anchor) -> Callable[[], 
 
 
 def _teaching(network: Network, images: Tensor, anchor: Anchor) -> Callable[[], object]:
-    teach = TeacherPass([network.eval().requires_grad_(requires_grad=False)], [Taps()], anchor.step.precision,
-                        images.device)  # fmt: skip
+    frozen = network.eval().requires_grad_(requires_grad=False)
+    teach = TeacherPass([frozen], [Taps()], anchor.step.teacher_precision or anchor.step.precision, images.device)
     return lambda: teach(images)
 
 

@@ -25,7 +25,7 @@ MEMBERS = (
     "resnet8x4", "resnet20", "resnet20_he", "ResNet50", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2",
     "resnet50_scratch", "mobilenet_v2_scratch", "efficientnet_b0_scratch", "shufflenet_v2_scratch", "convnext_s",
     "timm:resnet18", "timm:efficientnet_b0", "timm:mobilenetv3_small_100", "timm:convnext_atto",
-    "timm:vit_tiny_patch16_224", "torchvision:densenet121", "torchvision:regnet_y_400mf", "torchvision:mnasnet0_5",
+    "timm:vit_tiny_patch16_224", "torchvision:densenet121", "torchvision:mobilenet_v3_small",
 )  # fmt: skip
 BATCH, ROUNDS = 32, 5
 PRECISIONS = ("fp32", "bf16")
