@@ -108,11 +108,7 @@ class BatchStream:
         whole = (torch.arange(n + 2 * self.padding, device=self.device)[None] for n in (self.height, self.width))
         padded = self._padded(step, at, *whole)
         padded = view.turned(torch.where(self._mirrored[at, None, None, None], padded.flip(3), padded))
-        down, across = self._window(at, self._view_offsets[view], None)
-        each = torch.arange(len(at), device=self.device)
-        # Advanced indices around the channel axis put it last: (N, H, W, C).
-        images = padded[each[:, None, None], :, down[:, :, None], across[:, None, :]]
-        images = images.permute(0, 3, 1, 2).float().div_(255)
+        images = crop(padded, *self._window(at, self._view_offsets[view], None)).float().div_(255)
         if self._mixes is None or not mixed:
             return images
         return apply_mix(self._mixes[step], images, self.labels[at])[0]
@@ -142,11 +138,10 @@ class BatchStream:
         """
         (rows, above), (columns, beside) = self._unpadded(down, self.height), self._unpadded(across, self.width)
         store, places = self._pixels.of(step, at)
-        # Advanced indices around the channel axis put it last: (N, h, w, C).
-        pixels = store[places[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        pixels = crop(store[places], rows, columns)
         if self.padding and not self.reflects:
-            pixels = pixels * (above[:, :, None] & beside[:, None, :])[..., None]
-        return pixels.permute(0, 3, 1, 2)
+            pixels *= (above[:, :, None] & beside[:, None, :])[:, None]
+        return pixels
 
     def _unpadded(self, coordinates: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Return where padded coordinates come from on an axis of an image, and whether they lie on it."""
@@ -155,3 +150,15 @@ class BatchStream:
             return (length - 1) - ((length - 1) - own.abs()).abs(), own >= 0
         inside = own.clamp(0, length - 1)
         return inside, inside == own
+
+
+def crop(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the pixels (N, C, h, w) of images (N, C, H, W) at rows (N or 1, h) and columns (N or 1, w) of each.
+
+    One gather over each image's plane, several times faster than indexing pixel by pixel. Planes stay whole: networks
+    normalise them before they go to channels-last, which is several times faster than the other way round.
+    """
+    count, channels, _, width = images.shape
+    places = rows[:, :, None] * width + columns[:, None, :]
+    found = images.flatten(2).gather(2, places.flatten(1)[:, None].expand(count, channels, -1))
+    return found.view(count, channels, *places.shape[1:])
