@@ -204,7 +204,8 @@ class Backbone:
         source: Paper or reference implementation.
         min_size: Smallest input height and width in pixels.
         multiple_of: Input height and width must be a multiple of this.
-        channels_last: Whether the channels-last memory format is the faster one on CPU and GPU.
+        channels_last: Whether the channels-last memory format is the faster one; ``tests/bench/memory_format.py``
+            measures it.
         native_size: Height and width in pixels the network was designed for.
         square: Whether height and width must be equal.
         build_pretrained: Like ``build``, with published weights in all but the head; None = there are none. Raises
