@@ -44,6 +44,7 @@ unit: setup
 
 bench: setup
 	$(BIN)/python tests/bench/step_overhead.py
+	$(BIN)/python tests/bench/pipeline.py
 	$(BIN)/python tests/bench/method_cost.py
 	$(BIN)/python tests/bench/board.py
 	for case in step convnext_l efficientnet_l2; do $(BIN)/python tests/bench/large_networks.py $$case || exit 1; done

@@ -123,7 +123,8 @@ class TestSet:
     __test__ = False  # not a test class
 
     def __init__(self, source: Source, device: torch.device, batch_size: int) -> None:
-        self.split = source.test().on(device)
+        split = source.test()
+        self.split = split.on(device) if split.fits(device) else split
         self.device, self.batch_size = device, batch_size
 
     def __len__(self) -> int:
@@ -131,7 +132,7 @@ class TestSet:
 
     def predict(self, module: nn.Module, first: int | None = None) -> Predictions:
         """Return a module's predictions on the test images, or on the first so many of them."""
-        split = Split(self.split.images[:first], self.split.labels[:first])
+        split = self.split if first is None else Split(self.split.images[:first], self.split.labels[:first])
         return evaluate(module, split, self.device, self.batch_size)
 
 

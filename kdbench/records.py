@@ -98,7 +98,10 @@ class Cost(Section):
 
 
 class Environment(Section):
-    """The five things equal bits depend on (python, torch, device, threads, commit) and a few more."""
+    """The five things equal bits depend on (python, torch, device, threads, commit) and a few more.
+
+    ``memory_formats`` says how each network lay in memory, by the name of the student's backbone and of each teacher.
+    """
 
     python: str
     torch: str
@@ -108,6 +111,7 @@ class Environment(Section):
     precision: str = ""
     world_size: int = 1
     machine: str = ""
+    memory_formats: dict[str, str] = Field(default_factory=dict)
 
 
 class Attempt(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +23,15 @@ def head_at(path: str) -> Any:
     Args:
         path: Dotted name of the classifier, e.g. ``fc`` or ``classifier.0``.
     """
-    return property(attrgetter(path), doc=f"The linear classifier, ``{path}``.")
+    parts = path.split(".")
+
+    def head(network: nn.Module) -> nn.Module:
+        # Not operator.attrgetter, which torch.compile cannot look into.
+        for part in parts:
+            network = getattr(network, part)
+        return network
+
+    return property(head, doc=f"The linear classifier, ``{path}``.")
 
 
 class Network(nn.Module):
@@ -197,7 +204,8 @@ class Backbone:
         source: Paper or reference implementation.
         min_size: Smallest input height and width in pixels.
         multiple_of: Input height and width must be a multiple of this.
-        channels_last: Whether the channels-last memory format is the faster one on CPU and GPU.
+        channels_last: Whether the channels-last memory format is the faster one; ``tests/bench/memory_format.py``
+            measures it.
         native_size: Height and width in pixels the network was designed for.
         square: Whether height and width must be equal.
         build_pretrained: Like ``build``, with published weights in all but the head; None = there are none. Raises

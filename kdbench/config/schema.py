@@ -25,6 +25,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Precision = Literal["fp32", "bf16", "fp16"]
 # Marks a key that came after records had been published: at its default it is no part of any hash, so that a protocol
 # that never said it keeps the hash it was published under.
 ADDED = "added after the first published records"
@@ -177,7 +178,10 @@ class Data(Section):
 class Step(Section):
     """How one optimizer step is computed."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type of the networks")
+    precision: Precision = Field("fp32", description="autocast type of the networks")
+    teacher_precision: Annotated[Precision | None, ADDED] = Field(
+        None, description="autocast type of the shared teachers; null = precision"
+    )
     channels_last: bool = Field(True, description="channels-last memory format where the backbone profits")
     grad_clip_norm: NonNegative = Field(0.0, description="clip the gradient's total norm; 0 = off")
     accumulate: int = Field(1, ge=1, description="split each batch into this many backward passes")
@@ -185,10 +189,21 @@ class Step(Section):
     checkpointing: Annotated[bool, ADDED] = Field(
         False, description="compute activations again in the backward pass instead of keeping them: less memory"
     )
+    compile: Annotated[bool, ADDED] = Field(
+        False, description="student and shared teachers compiled by torch.compile in training steps: other last bits"
+    )
     safe_retry: Annotated[bool, ADDED] = Field(
         False,
         description="start a run once more, in fp32 without cuDNN, after a non-finite loss or a device error",
     )
+
+    @model_validator(mode="after")
+    def _compiled_or_checkpointed(self) -> Step:
+        if self.compile and self.checkpointing:
+            raise ValueError(
+                "compile and checkpointing both decide what the backward pass computes again; set one of them to false"
+            )
+        return self
 
 
 class Freezing(Section):

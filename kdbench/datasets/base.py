@@ -13,6 +13,8 @@ from torch import Tensor
 from kdbench.errors import ConfigError
 from kdbench.types import StageShape
 
+RESIDENT_SHARE = 0.3  # of a GPU's free memory that images may take
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -94,6 +96,13 @@ class Split:
     def select(self, index: Tensor) -> Split:
         """Return the split of the images at ``index`` (K,); it shares the store."""
         return Split(self.store, self.labels[index], self.places(index))
+
+    def fits(self, device: torch.device) -> bool:
+        """Return whether all images may live on a device: networks need the greater part of a GPU's free memory."""
+        if device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(device)
+        return len(self) * self.store[:1].nbytes <= RESIDENT_SHARE * free
 
     def on(self, device: torch.device) -> Split:
         """Return the split with its images on a device; in main memory they stay where they are, mapped or not."""

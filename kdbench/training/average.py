@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+import copy
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.method import AnyMethod
 
 
 class Average:
-    """An exponential moving average of student and method.
+    """An exponential moving average of student and method; following costs no wait for the device.
 
     Args:
         student: The student.
@@ -21,21 +23,48 @@ class Average:
 
     def __init__(self, student: nn.Module, method: AnyMethod, decay: float) -> None:
         self._followed = nn.ModuleList([student, method])
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self.model = torch.optim.swa_utils.AveragedModel(self._followed, multi_avg_fn=average, use_buffers=True)
+        self.model = copy.deepcopy(self._followed)
+        self.decay = decay
+        # On the host, unlike the counter of torch's AveragedModel, which is copied to the device in every step.
+        self._begun = False
 
+    @torch.no_grad()
     def follow(self, *, trained: bool) -> None:
         """Bring the average up to date; where the student is not ``trained``, the method's part alone, as it is."""
-        if trained:
-            self.model.update_parameters(self._followed)
-        else:
-            self.modules()[1].load_state_dict(self._followed[1].state_dict())
+        if not trained:
+            _, method = self.modules()
+            method.load_state_dict(self._followed[1].state_dict())
+            return
+        pairs = list(zip(_tensors(self.model), _tensors(self._followed), strict=True))
+        # Counters of BatchNorm are whole numbers and nothing to average.
+        averaged = [(mean, now) for mean, now in pairs if self._begun and mean.is_floating_point()]
+        copied = [(mean, now) for mean, now in pairs if not (self._begun and mean.is_floating_point())]
+        if averaged:
+            means, values = map(list, zip(*averaged, strict=True))
+            torch._foreach_lerp_(means, values, 1 - self.decay)
+        for mean, now in copied:
+            mean.copy_(now)
+        self._begun = True
 
     def restart(self) -> None:
         """Forget what was averaged so far."""
-        self.model.n_averaged.zero_()
+        self._begun = False
 
     def modules(self) -> tuple[nn.Module, AnyMethod]:
         """Return the averaged student and method."""
-        student, method = cast("nn.ModuleList", self.model.module)
+        student, method = self.model
         return student, cast("AnyMethod", method)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything it depends on."""
+        return {"model": self.model.state_dict(), "begun": self._begun}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.model.load_state_dict(state["model"])
+        self._begun = state["begun"]
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

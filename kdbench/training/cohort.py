@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from kdbench.registry import Registry
 from kdbench.spec import RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.compiling import prepare_compiler
 from kdbench.training.data import CohortData, load_data
 from kdbench.training.environment import Machine
 from kdbench.training.inputs import BatchStream
@@ -67,6 +68,7 @@ class Trained:
     data: CohortData
     teachers: tuple[TeacherManifest, ...]
     settings: Settings
+    memory_formats: Mapping[str, str] = field(default_factory=dict)
     from_epoch: int = 0
     set_aside: tuple[str, ...] = ()
 
@@ -98,6 +100,8 @@ def train_cohort(
     _check_together(specs)
     source = open_source(first.dataset.name, workplace.registry, workplace.data_root)
     anchor = apply_deviations(first.anchor, first.deviations)
+    if anchor.step.compile:
+        prepare_compiler(machine.device)
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
     layout = anchor.step.channels_last
@@ -188,7 +192,9 @@ def _start(
     shapes = [network_info(name, len(info.classes), info.image, registry) for name in (spec.student, *spec.teachers)]
     pair = PairInfo(spec.pair, shapes[0], tuple(shapes[1:]), info.image)
     lane = lane_of(spec, method, student, teachers, pair, data, batches, effective(anchor, settings))
-    entry = Trained(lane, folder, data, tuple(manifests), settings)
+    networks = zip((spec.student, *(m.name for m in manifests)), (student, *teachers), strict=True)
+    formats = {name: str(network.memory_format).removeprefix("torch.") for name, network in networks}
+    entry = Trained(lane, folder, data, tuple(manifests), settings, formats)
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = checkpoints.newest() if lane.active else None
     if state is not None:

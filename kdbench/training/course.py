@@ -49,6 +49,11 @@ class Course:
         return "fp32" if self.looking or self.finished or self.phase.full_precision else self.anchor.step.precision
 
     @property
+    def teacher_precision(self) -> str:
+        """Precision of the shared teachers in this phase."""
+        return "fp32" if self.phase.full_precision else self.anchor.step.teacher_precision or self.precision
+
+    @property
     def student_epoch(self) -> int:
         """Epochs of the student that are done, in all parts of the main phase."""
         whole = self.anchor.schedule.epochs

@@ -7,9 +7,11 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -29,8 +31,13 @@ class Machine:
     device: torch.device
     threads: int
 
-    def describe(self, precision: str) -> Environment:
-        """Return the environment as records state it."""
+    def describe(self, precision: str, memory_formats: Mapping[str, str] = MappingProxyType({})) -> Environment:
+        """Return the environment as records state it.
+
+        Args:
+            precision: Of the networks.
+            memory_formats: Of each network by name, ``channels_last`` or ``contiguous_format``.
+        """
         return Environment(
             python=platform.python_version(),
             torch=str(torch.__version__),
@@ -39,6 +46,7 @@ class Machine:
             commit=_commit(),
             precision=precision,
             machine=self._name(),
+            memory_formats=dict(memory_formats),
         )
 
     def _name(self) -> str:

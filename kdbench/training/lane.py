@@ -36,12 +36,13 @@ from kdbench.seeds import stream
 from kdbench.spec import RunSpec
 from kdbench.training.average import Average
 from kdbench.training.clock import clock_of
+from kdbench.training.compiling import Forward, compiled
 from kdbench.training.course import Course
 from kdbench.training.inputs import Inputs
 from kdbench.training.interludes import after_epoch, before_phase
 from kdbench.training.looking import Onlooker
 from kdbench.training.meters import Counters, Glimpse, Meters, Position, reportable
-from kdbench.training.optimizer import Optimizers, set_rate
+from kdbench.training.optimizer import Optimizers, set_rate, update
 from kdbench.training.precision import Runner, loss_scaler
 from kdbench.training.stopping import Best
 from kdbench.types import Context, Features
@@ -89,6 +90,7 @@ class Lane(Course):
         self._weights: dict[str, float | Tensor] = {}  # of the loss terms of the last step
         self._noted: list[tuple[str, Tensor | float, Tensor | float]] = []  # in the step that is under way
         self.run = Runner(lambda: self.precision, device)
+        self._forward_pass: Forward = compiled(student) if self.anchor.step.compile else student
         setup = replace(setup, run=self.run)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -300,7 +302,8 @@ class Lane(Course):
         if not self.phase.runs_student:
             return [Features(images.new_empty(len(images), 0))] * (1 + len(views))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.phase.student == "train"):
-            features = self.run(self.student, torch.cat([images, *views]) if views else images, self.student_taps)
+            forward = self._forward_pass if self.student.training else self.student  # looks are not compiled
+            features = self.run(forward, torch.cat([images, *views]) if views else images, self.student_taps)
         if not views:
             return [features]
         count = len(images)
@@ -337,18 +340,8 @@ class Lane(Course):
             self.meters.notes.add(name, number, sound * share if skips else share)
 
     def _update(self, sound: Tensor) -> None:
-        clip = self.anchor.step.grad_clip_norm
-        if clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], clip)
-        ruled = self.phase.skips_nonfinite and not self.scaler.is_enabled()
-        if ruled:
-            # What fused optimizers look at before they change anything: nothing waits for the device.
-            self.optimizer.found_inf, self.optimizer.grad_scale = (~sound).float(), None  # type: ignore[attr-defined]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if ruled:  # a phase that goes on with this optimizer may do every step
-            del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
+        clip, skips = self.anchor.step.grad_clip_norm, self.phase.skips_nonfinite
+        update(self.optimizer, self.scaler, clip, sound if skips else None)
         if self.average is not None:
             self.average.follow(trained=self.phase.student == "train")
 
@@ -372,7 +365,7 @@ class Lane(Course):
             "method": self.method.state_dict(),
             "optimizers": self.optimizers.state(),
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.model.state_dict(),
+            "average": None if self.average is None else self.average.state(),
             "meters": self.meters.state(),
             "counters": vars(self.counters).copy(),
             "history": [report.model_dump_json() for report in self.history],
@@ -390,7 +383,7 @@ class Lane(Course):
             self.optimizer = self._phase_optimizer()
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
+            self.average.load(state["average"])
         self.meters = Meters.of(state["meters"], self.device)
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]

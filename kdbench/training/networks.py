@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,13 +89,16 @@ class TeacherPass:
     """One pass of all teachers over a batch, shared by the lanes of a cohort.
 
     Args:
-        teachers: Frozen networks in eval mode, on the device.
+        teachers: Frozen networks in eval mode, on the device, or their compiled forward passes.
         taps: Union of what the lanes need of each teacher, resolved.
-        precision: The anchor's precision key.
+        precision: In which precision.
         device: Where they run.
     """
 
-    def __init__(self, teachers: Sequence[Network], taps: Sequence[Taps], precision: str, device: torch.device) -> None:
+    def __init__(
+        self, teachers: Sequence[Callable[[Tensor, Taps], Features]], taps: Sequence[Taps], precision: str,
+        device: torch.device,
+    ) -> None:  # fmt: skip
         self.teachers, self.taps = tuple(teachers), tuple(taps)
         self.precision, self.device = precision, device
 

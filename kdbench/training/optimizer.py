@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.config.schema import Optimizer
 from kdbench.phases import Group, Phase
@@ -146,3 +146,25 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate, times its factor in each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[FACTOR]
+
+
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float, sound: Tensor | None) -> None:
+    """Do one step of an optimizer on the gradients there are, without waiting for the device.
+
+    Args:
+        optimizer: A fused one.
+        scaler: Scaled the loss.
+        clip: Greatest norm of the whole gradient; 0 = any.
+        sound: Whether the loss was finite, bool (); where it was not, nothing changes. None = change it all the same.
+    """
+    if clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+    ruled = sound is not None and not scaler.is_enabled()
+    if sound is not None and ruled:
+        # What fused optimizers look at before they change anything: nothing waits for the device.
+        optimizer.found_inf, optimizer.grad_scale = (~sound).float(), None  # type: ignore[attr-defined]
+    scaler.step(optimizer)
+    scaler.update()
+    if ruled:  # a phase that goes on with this optimizer may do every step
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]

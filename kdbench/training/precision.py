@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.types import Features, Taps
 
@@ -49,10 +49,10 @@ class Runner:
     def __init__(self, precision: Callable[[], str], device: torch.device) -> None:
         self._precision, self._device = precision, device
 
-    def __call__(self, network: nn.Module, images: Tensor, taps: Taps) -> Features:
+    def __call__(self, network: Callable[[Tensor, Taps], Features], images: Tensor, taps: Taps) -> Features:
         """Return a network's features of images (N, C, H, W) in [0, 1], in float32."""
         with autocast(self._precision(), self._device):
-            said: Features = network(images, taps)
+            said = network(images, taps)
         return in_float32(said)
 
     def __deepcopy__(self, _memo: object) -> Self:

@@ -173,7 +173,7 @@ def _record(
         ece=_finite(predictions.ece) if predictions else None,
         agreement_with_teacher=measured.agreement if measured else None,
         cost=measured.cost if measured else None,
-        environment=machine.describe(lane.anchor.step.precision),
+        environment=machine.describe(lane.anchor.step.precision, trained.memory_formats),
         started_at=attempts[0].started_at,
         ended_at=attempts[-1].ended_at,
         attempts=attempts,

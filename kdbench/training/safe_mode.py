@@ -25,7 +25,7 @@ def effective(anchor: Anchor, settings: Settings) -> Anchor:
     """
     if "precision" not in settings:
         return anchor
-    step = anchor.step.model_copy(update={"precision": settings["precision"]})
+    step = anchor.step.model_copy(update={"precision": settings["precision"], "teacher_precision": None})
     return anchor.model_copy(update={"step": step})
 
 

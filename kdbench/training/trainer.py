@@ -18,6 +18,7 @@ from kdbench.errors import KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
 from kdbench.method import View
 from kdbench.records import EpochReport, StepReport
+from kdbench.training.compiling import compiled
 from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.lane import Lane
 from kdbench.training.looking import Onlooker
@@ -91,6 +92,8 @@ class Trainer:
     ) -> None:
         self.lanes, self.batches, self.teachers = tuple(lanes), batches, tuple(teachers)
         self.test, self.observer = test, observer
+        compiles = lanes[0].anchor.step.compile
+        self._teaching = [compiled(teacher) if compiles else teacher for teacher in teachers]
         size = lanes[0].anchor.evaluation.batch_size
         self.onlooker = Onlooker(validation, self.teachers, batches.device, size)
         self._last_progress = 0.0
@@ -103,8 +106,11 @@ class Trainer:
         Raises:
             Interrupted: After saving, if the observer asks to stop.
         """
-        while group := self._next_group():
-            self._run_epoch(group)
+        try:
+            while group := self._next_group():
+                self._run_epoch(group)
+        finally:
+            self.batches.close()
 
     def _next_group(self) -> list[Lane]:
         active = [lane for lane in self.lanes if lane.active]
@@ -146,7 +152,7 @@ class Trainer:
             return None
         # Per teacher: stage -1 is another one in each.
         unions = [reduce(or_, taps) for taps in zip(*wanted, strict=True)]
-        return TeacherPass(self.teachers, unions, group[0].precision, self.batches.device)
+        return TeacherPass(self._teaching, unions, group[0].teacher_precision, self.batches.device)
 
     def _run_step(self, group: Sequence[Lane], teach: TeacherPass | None, step: int) -> None:
         inputs, features = self._shared(group, teach, step)

@@ -23,7 +23,7 @@ from kdbench.registry import Registry, load
 from kdbench.types import Pair
 
 PAIRS = ("res20_res8", "res32x4_res8x4")
-TARGET = 1.05
+TARGET = 1.03
 ROUNDS, STEPS = 7, 4
 
 

@@ -283,8 +283,8 @@ def test_a_phase_after_the_main_one_leaves_student_and_score_alone(lab: Any, dec
     assert [report.phase for report in end.history] == ["main"] * 3 + ["head"] * EPOCHS
     assert lab.digest_of(end.student.state_dict()) == lab.digest_of(main["student"])
     if decay:
-        kept = {key: value for key, value in main["average"].items() if key.startswith("module.0.")}
-        now = end.state()["average"]
+        kept = {key: value for key, value in main["average"]["model"].items() if key.startswith("0.")}
+        now = end.state()["average"]["model"]
         moved = [key for key, value in kept.items() if not torch.equal(now[key], value)]
         assert not moved, f"{len(moved)} of {len(kept)} tensors of the student that is deployed have moved"
 
@@ -446,12 +446,12 @@ def test_an_adopted_module_is_checkpointed_averaged_and_deployed(lab: Any) -> No
         assert not torch.equal(one, three)
         torch.testing.assert_close(one, getattr(_teacher_head(lab), key[5:]).double(), rtol=0, atol=0.2)
         expected = 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three
-        torch.testing.assert_close(states[2]["average"][f"module.1.{key}"].double(), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(states[2]["average"]["model"][f"1.{key}"].double(), expected, rtol=1e-5, atol=1e-7)
     lane = lab.train([spec], "whole")[0].lane
     assert lane.failure is None
-    deployed, average = lane.deployed().state_dict(), lane.state()["average"]
-    assert torch.equal(deployed["head.weight"], average["module.1.head.weight"])
-    assert torch.equal(deployed["adapter.weight"], average["module.1.adapter.weight"])
+    deployed, average = lane.deployed().state_dict(), lane.state()["average"]["model"]
+    assert torch.equal(deployed["head.weight"], average["1.head.weight"])
+    assert torch.equal(deployed["adapter.weight"], average["1.adapter.weight"])
     assert not torch.equal(deployed["head.weight"], lane.method.head.weight)
 
 

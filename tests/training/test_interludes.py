@@ -353,7 +353,7 @@ def test_the_average_over_parts_and_looks(lab: Any) -> None:
     names = [key for key, value in states[5]["student"].items() if value.is_floating_point()]
 
     def average(state: dict[str, Any], key: str) -> Tensor:
-        return state["average"][f"module.0.{key}"]
+        return state["average"]["model"][f"0.{key}"]
 
     for key in names:
         value = states[5]["student"][key]
@@ -365,4 +365,4 @@ def test_the_average_over_parts_and_looks(lab: Any) -> None:
         assert torch.equal(average(end, key), average(states[23], key))
         assert torch.equal(end["student"][key], states[23]["student"][key])
     helper = states[12]["method"]["helper.weight"]
-    assert torch.equal(states[12]["average"]["module.1.helper.weight"], helper), "helpers are taken as they are"
+    assert torch.equal(states[12]["average"]["model"]["1.helper.weight"], helper), "helpers are taken as they are"

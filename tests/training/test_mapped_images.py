@@ -79,7 +79,7 @@ def test_batches_are_those_of_padded_copies(shape: tuple[int, ...], crop_padding
             inputs = stream.batch(epoch, step)
             assert torch.equal(inputs.images, plain.batch(epoch, step, None))
             assert torch.equal(inputs.labels, split.labels[inputs.index])
-            assert inputs.images.is_contiguous(memory_format=torch.channels_last)
+            assert inputs.images.is_contiguous()
             for view in [View(turns) for turns in range(4) if shape[1] == shape[2]]:
                 assert torch.equal(stream.view(view, epoch, step), plain.batch(epoch, step, view))
 
@@ -135,6 +135,6 @@ def test_nothing_on_the_way_to_training_copies_a_mapped_store(tmp_path: Path) ->
             stream.batch(0, step)
             stream.view(View(1), 0, step)
         evaluate(nn.Sequential(nn.AvgPool2d(32), nn.Flatten()), validation, CPU, batch_size=64)
-    assert train.store.data_ptr() == validation.store.data_ptr() == stream.split.store.data_ptr() == store.data_ptr()
+    assert train.store.data_ptr() == validation.store.data_ptr() == store.data_ptr()
     assert (len(train), len(validation)) == (9_000, 3_000)
     assert 64 * 3 * 32 * 32 * 4 <= seen.largest < 4_000_000, "a batch takes 0.8 MB, the training images 28 MB"

@@ -167,11 +167,13 @@ def test_the_average_by_hand_over_three_steps(lab: Any) -> None:
     states = [state_after(lab, spec, steps) for steps in (1, 2, 3)]
     floating = [key for key, value in states[0]["student"].items() if value.is_floating_point()]
     assert any("running_mean" in key for key in floating)
-    for part, place in (("student", "module.0."), ("method", "module.1.")):
+    for part, place in (("student", "0."), ("method", "1.")):
         for key in floating if part == "student" else states[0]["method"]:
             one, two, three = (state[part][key].double() for state in states)
             expected = 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three
-            torch.testing.assert_close(states[2]["average"][place + key].double(), expected, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(
+                states[2]["average"]["model"][place + key].double(), expected, rtol=1e-5, atol=1e-7
+            )
 
 
 def test_the_average_starts_with_the_main_phase(lab: Any) -> None:
@@ -179,15 +181,15 @@ def test_the_average_starts_with_the_main_phase(lab: Any) -> None:
     spec = lab.spec("toy_bank", anchor=lab.anchor(step__ema_decay=0.9))
     state = state_after(lab, spec, 9)
     for key, value in state["student"].items():
-        assert torch.equal(state["average"]["module.0." + key], value), key
+        assert torch.equal(state["average"]["model"]["0." + key], value), key
 
 
 def test_the_average_is_what_is_deployed(lab: Any) -> None:
     spec = lab.spec("toy_head", anchor=lab.anchor(step__ema_decay=0.9))
     lane = lab.train([spec], "runs")[0].lane
-    deployed, average = lane.deployed().state_dict(), lane.state()["average"]
-    assert torch.equal(deployed["head.weight"], average["module.1.head.weight"])
-    assert torch.equal(deployed["student.conv1.weight"], average["module.0.conv1.weight"])
+    deployed, average = lane.deployed().state_dict(), lane.state()["average"]["model"]
+    assert torch.equal(deployed["head.weight"], average["1.head.weight"])
+    assert torch.equal(deployed["student.conv1.weight"], average["0.conv1.weight"])
     assert not torch.equal(deployed["head.weight"], lane.method.head.weight)
     assert not torch.equal(deployed["student.conv1.weight"], lane.student.conv1.weight)
 

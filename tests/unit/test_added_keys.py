@@ -59,9 +59,9 @@ def _added(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
             yield (*path, name)
 
 
-def _other(value: object) -> Any:
+def _other(value: object, key: str) -> Any:
     if value is None:
-        return 2.5
+        return "bf16" if key.endswith("precision") else 2.5
     return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.1  # type: ignore[operator]
 
 
@@ -73,7 +73,7 @@ def test_each_added_key_counts_when_it_is_used(spec: RunSpec) -> None:
         node = tree
         for part in path[:-1]:
             node = node[part]
-        node[path[-1]] = _other(node[path[-1]])
+        node[path[-1]] = _other(node[path[-1]], path[-1])
         changed = Anchor.model_validate(tree)
         assert spec.model_copy(update={"anchor": changed}).config_sha256 != spec.config_sha256
         assert hashes.setdefault(changed.sha256, path) == path

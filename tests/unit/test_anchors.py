@@ -58,6 +58,8 @@ FAIR_BASELINE = {
     "step.accumulate": 1,
     "step.ema_decay": 0.0,
     "step.checkpointing": False,
+    "step.compile": False,
+    "step.teacher_precision": None,
     "step.safe_retry": False,
     "freezing.use_partial_freeze": False,
     "freezing.student_freeze_bn": False,
