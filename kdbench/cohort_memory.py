@@ -1,8 +1,8 @@
 """What a cohort will need in memory, and how many runs of a group therefore go together.
 
-Lanes share the process, the data, the teachers and what these say of a batch. Each keeps its weights, what the optimizer
-and the moving average hold per weight, and its method's buffers. They step one after the other and hold neither
-activations nor gradients in between, so of these there are one lane's, the largest.
+Lanes share the process, the data, the teachers and what these say of a batch. Each keeps its weights, what the
+optimizer and the moving average hold per weight, and its method's buffers. They step one after the other and hold
+neither activations nor gradients in between, so of these there are one lane's, the largest.
 """
 
 from __future__ import annotations

@@ -15,6 +15,11 @@ from kdbench.spec import RunSpec
 from kdbench.types import StageShape
 
 
+def spoken_size(count: int) -> str:
+    """Return bytes as people say them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def student_costs(plan: Plan, registry: Registry) -> dict[str, NetworkCost]:
     """Return the cost of each pair's student, by pair name, counted on the meta device."""
     return {

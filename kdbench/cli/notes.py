@@ -14,3 +14,12 @@ def print_notes(plan: Any) -> None:
     for (pair, method), passes in plan.passes.items():
         for caution in passes.cautions:
             click.echo(f"note {method} on {pair}: {caution}")
+
+
+def print_lanes(plan: Any, asked: Any, room: Any) -> None:
+    """Print how many of the runs to do a worker trains together, and what memory that takes."""
+    from kdbench.store import RunStore
+
+    store = RunStore(asked.out)
+    if todo := [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]:
+        click.echo(room.described(todo))

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, available_threads, carrying_options, cells_options
+from kdbench.cli.arguments import apply, carrying_options, cells_options
 from kdbench.cli.main import State
+from kdbench.cli.workers import Workers, room_for, workers_of
 
 
 @click.command("run")
@@ -29,7 +30,7 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
     asked = asked_for(state.registry(), **cells)
     plan = plan_for(asked, state.registry())
     if dry_run:
-        print_plan(plan, asked, state.registry(), how.threads, measure=measure)
+        print_plan(plan, asked, state.registry(), how.workers(asked), measure=measure)
         return
     failed = train(plan, asked, how, state)
     if failed:
@@ -40,41 +41,50 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
 class How:
     """How the runs of a plan are carried out, as parsed."""
 
-    threads: int
-    jobs: int
-    lanes: int
+    threads: int | None
+    jobs: int | None
+    lanes: int | None
+    memory: float | None
     executor: str
     no_train_teachers: bool
     retry_failed: bool
 
+    def workers(self, asked: Any) -> Workers:
+        """Return the workers on the devices that the command asks for."""
+        return workers_of(asked.device, self.threads, self.jobs, self.lanes, self.memory)
+
 
 def split(options: dict[str, Any]) -> tuple[How, dict[str, Any]]:
-    """Return how to run apart from what to run; without a number of threads, workers share the cores."""
+    """Return how to run apart from what to run."""
     how = {name: options[name] for name in How.__dataclass_fields__}
-    how["threads"] = how["threads"] or max(1, available_threads() // how["jobs"])
     return How(**how), {name: value for name, value in options.items() if name not in how}
 
 
 def train(plan: Any, asked: Any, how: How, state: State) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
-    from kdbench.cli.notes import print_notes
+    from kdbench.cli.notes import print_lanes, print_notes
     from kdbench.cli.progress import Reporter
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
 
+    workers = how.workers(asked)
+    room = room_for(workers, plan, state.registry())
     _fetch_weights(plan, asked, state)
     settings = Settings(
         store=asked.out,
         teachers=asked.teachers,
         data=asked.data,
-        device=asked.device,
-        threads=how.threads,
+        devices=tuple(map(str, workers.devices)),
+        threads=workers.threads,
         without=state.without,
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
-    train_teachers = not how.no_train_teachers
-    order = Order(plan.runs, asked.anchor, classes, settings, how.jobs, how.lanes, train_teachers, how.retry_failed)
+    order = Order(
+        plan.runs, asked.anchor, classes, settings, room.cohorts, workers.jobs, not how.no_train_teachers,
+        how.retry_failed,
+    )  # fmt: skip
     print_notes(plan)
+    print_lanes(plan, asked, room)
     with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
         records = carry_out(order, _engine(how.executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
