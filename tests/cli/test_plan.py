@@ -49,6 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
     monkeypatch.setattr("kdbench.training.forecast.measure", measure)
     monkeypatch.setattr("kdbench.training.environment.Machine.base_memory", lambda _self: 3 << 29)
+    monkeypatch.setattr("kdbench.training.devices.free_memory", lambda _device: 10 << 30)
     return measured
 
 
@@ -69,10 +70,13 @@ def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str
     assert lines[5].startswith("4 runs, 4 to do: 1,440 student images, ")
     assert lines[5].endswith(" PFLOP of training, at most 1.5 GiB per run")
     assert lines[6] == (
+        "lanes: up to 2 runs per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"
+    )
+    assert lines[7] == (
         "time one after another (cpu, 1 thread): 30 min for runs + ~9 min for missing teachers; less where runs of a "
         "seed share their teachers' passes"
     )
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert sorted(asked) == [("resnet14_w8", False), ("resnet8_w4", True)]  # once each, for all four runs
 
 
@@ -81,7 +85,7 @@ def test_plan_without_measuring(asked: list[tuple[str, bool]]) -> None:
     lines = kdbench("plan", *words).out.splitlines()
     assert [line.split()[-3:] for line in lines[2:4]] == [["-", "1.5", "GiB"]] * 2
     assert lines[4].endswith(" for digits-20pc (trained first)")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert asked == []
     assert kdbench("run", "--dry-run", *words).out.splitlines() == lines
 
@@ -92,7 +96,47 @@ def test_what_is_beyond_the_budget_is_marked(monkeypatch: pytest.MonkeyPatch) ->
     lines = kdbench("plan", "--method", "student,vanilla_kd", *SMOKE, "--seeds", 1).out.splitlines()
     assert lines[2].split()[-4:-2] == ["6", "min"]
     assert lines[3].split()[-4:-2] == ["~23", "min"]  # 360 * (1 + 2.788) seconds
-    assert " ~29 min for runs + ~50 min for missing teachers" in lines[6]  # 360 * 3 * 2.788 seconds
+    assert " ~29 min for runs + ~50 min for missing teachers" in lines[7]  # 360 * 3 * 2.788 seconds
+
+
+LANES = ("plan", "--method", "student,vanilla_kd,dkd", *SMOKE, "--seeds", 1, "--no-measure", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"),
+        (("--lanes", "auto", "--jobs", 2), "up to 2 runs per worker, estimated 1.5 GiB of a budget of 4.0 GiB (80 % of "
+                                           "what is free / 2 workers)"),
+        (("--lanes", 1), "up to 1 run per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"),
+        (("--memory", 3), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 3.0 GiB (--memory 3)"),
+        (("--jobs", 8), "up to 1 run per worker, estimated 1.5 GiB of a budget of 1.0 GiB (80 % of what is free / 8 "
+                        "workers); more than the budget: use fewer --jobs, or fewer --lanes"),
+    ],
+)  # fmt: skip
+def test_plan_says_how_many_runs_go_together(words: tuple[object, ...], told: str) -> None:
+    assert f"lanes: {told}" in kdbench(*LANES, *words).out.splitlines()
+
+
+def test_memory_is_what_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs fit in 1537 MiB, of which the process has 1536 already."""
+    monkeypatch.setattr("kdbench.execution.room.FREE_SHARE", 1.0)
+    counts = []
+    for free in (1 << 40, 3 << 29):
+        monkeypatch.setattr("kdbench.training.devices.free_memory", lambda _device, free=free: free)
+        counts.append(next(line for line in kdbench(*LANES).out.splitlines() if line.startswith("lanes: "))[:22])
+    assert counts == ["lanes: up to 3 runs pe", "lanes: up to 1 run per"]
+
+
+def test_a_budget_that_no_run_fits_or_no_device_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdbench.training.devices.memory_of", lambda _device: 16 << 30)
+    assert failure(*LANES, "--memory", 17) == "--memory 17: more GiB than a device has (16.0 GiB); lower it"
+    assert failure(*LANES, "--memory", 4, "--jobs", 4).startswith(
+        "--memory 4: leaves 1.0 GiB for each worker, run fair_baseline_smoke-v1/digits-20pc/tiny/"
+    )
+    said = failure("run", *LANES[1:-3], "--memory", 1)
+    assert said.endswith("/seed0 alone is estimated to need 1.5 GiB; give more, or use fewer --jobs")
+    assert list(Path().iterdir()) == []
 
 
 def test_dry_run_is_plan_and_writes_nothing() -> None:
@@ -164,6 +208,11 @@ def test_a_locked_key_names_both_values_and_the_anchors_file(setting: str) -> No
         (["--seeds", 0], "Invalid value for '--seeds'"),
         (["--device", "cuda:97"], "--device cuda:97: this machine has"),
         (["--device", "cuda:-1"], "--device cuda:-1: no such device"),
+        (["--device", "cpu,cpu"], "--device cpu,cpu: names a device twice; name each once, and let --jobs share them"),
+        (["--lanes", "some"], "Invalid value for '--lanes': 'some' is not a valid integer range."),
+        (["--lanes", 0], "Invalid value for '--lanes': 0 is not in the range x>=1."),
+        (["--memory", 0], "Invalid value for '--memory': 0 is not in the range x>0."),
+        (["--jobs", 0], "Invalid value for '--jobs': 0 is not in the range x>=1."),
         (["--device", "mps"], "--device mps: not supported; allowed: auto, cpu, cuda, cuda:N"),
         (["--per-class", 0], "Invalid value for '--per-class': 0 is not in the range x>=1."),
         (["--per-class", 120], "--per-class 120: dataset 'digits' has 1198 training images in 10 classes, at most 119"),
