@@ -18,8 +18,9 @@ def print_notes(plan: Any) -> None:
 
 def print_lanes(plan: Any, asked: Any, room: Any) -> None:
     """Print how many of the runs to do a worker trains together, and what memory that takes."""
-    from kdbench.store import RunStore
+    from kdbench.store import RECORD, RunStore
 
     store = RunStore(asked.out)
-    if todo := [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]:
+    # Whether there is a record, not what it says: a damaged one is the driver's to set aside.
+    if todo := [spec for spec in plan.runs if not (store.folder(spec.run_id).path / RECORD).exists()]:
         click.echo(room.described(todo))
