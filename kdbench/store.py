@@ -87,11 +87,14 @@ class RunFolder:
         """Return whether a process holds the folder's lock; a file without a holder is what a killed one left."""
         if not (self.path / LOCK).exists():
             return False
+        lock = FileLock(self.path / LOCK)
         try:
-            with FileLock(self.path / LOCK, timeout=0):
-                return False
+            lock.acquire(timeout=0)
         except Timeout:
             return True
+        (self.path / LOCK).unlink(missing_ok=True)
+        lock.release()
+        return False
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

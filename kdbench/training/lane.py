@@ -234,6 +234,7 @@ class Lane(Course):
             for batch, _ in parts:
                 self.method.after_step(batch)
         self._meter(parts, sound)
+        self._noted.clear()
         self.optimizer.zero_grad(set_to_none=True)  # lanes of a cohort would all hold theirs until their next step
         self.position.step += 1
         self.meters.images += count

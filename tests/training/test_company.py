@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kdbench import registry
+from kdbench.method import Batch, Losses
 from kdbench.testing.bench import TWO_TEACHERS, pair_for
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.trainer import Interrupted
@@ -83,3 +84,17 @@ def test_records_of_a_cohort_are_those_of_single_runs(lab: Any, specs: list[Any]
         files = [lab.folders([spec], where)[0].path for where in ("together", "alone")]
         for name in ("student.safetensors", "predictions.npz"):
             assert len({(path / name).read_bytes() for path in files}) == 1, (spec.method, name)
+
+
+def test_no_lane_holds_a_gradient_or_a_note_when_another_steps(lab: Any) -> None:
+    def losses(_self: object, batch: Batch) -> Losses:
+        batch.note("loud", batch.student.logits.mean())
+        return {"ce": batch.supervised(), "kd": batch.kd()}
+
+    lab.probe("noting", losses=losses)
+    for entry in lab.train([lab.spec("noting"), lab.spec("fitnet")], "runs"):
+        lane = entry.lane
+        assert lane.failure is None
+        assert lane.counters.images == 3 * lab.steps * 40
+        assert [p for part in (lane.student, lane.method) for p in part.parameters() if p.grad is not None] == []
+        assert lane._noted == []

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.cli.workers import Workers, room_for, workers_of
 from kdbench.errors import ConfigError
 from kdbench.execution.events import Event
 from kdbench.execution.jobs import Job, Settings
 from kdbench.execution.local import LocalExecutor, free_slot
+from kdbench.plan import Plan
 from kdbench.training.devices import free_memory, memory_of, resolve_devices
 
 CPU = torch.device("cpu")
@@ -149,3 +151,27 @@ def test_workers_are_spread_over_the_devices_and_places_are_taken_again(
         (tmp_path / name).touch()
     assert sorted(engine.wait().job.name for _ in range(3)) == ["a", "c", "d"]
     assert sorted(said) == ["a cuda:0 3", "b cuda:1 3", "c cuda:0 3", "d cuda:1 3"]
+
+
+def test_workers_share_the_cores_and_by_default_each_device_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 3)
+    monkeypatch.setattr("kdbench.cli.workers.available_threads", lambda: 8)
+    for device, threads, jobs, expected in (
+        ("cpu", None, None, (1, 8)),
+        ("cpu", None, 3, (3, 2)),
+        ("cpu", None, 9, (9, 1)),
+        ("cpu", 5, 3, (3, 5)),
+        ("cuda", None, None, (3, 2)),
+        ("cuda", None, 4, (4, 2)),
+        ("cuda:0,cuda:1", None, 1, (1, 8)),
+    ):
+        workers = workers_of(device, threads, jobs, None, None)
+        assert (workers.jobs, workers.threads) == expected, (device, jobs)
+
+
+@pytest.mark.parametrize(("jobs", "share"), [(1, 800), (2, 800), (3, 400), (4, 400), (5, 266)])
+def test_workers_of_one_device_share_its_memory(jobs: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, of which the fuller one counts."""
+    monkeypatch.setattr("kdbench.training.devices.free_memory", lambda device: 1000 + 500 * device.index)
+    workers = Workers((torch.device("cuda:0"), torch.device("cuda:1")), jobs, 1, None, None)
+    assert room_for(workers, Plan(()), None).budget == share
