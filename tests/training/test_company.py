@@ -24,7 +24,7 @@ TIMES = {"started_at", "ended_at", "attempts", "cost"}
 @pytest.fixture
 def specs(lab: Any) -> list[Any]:
     """Every method, on the first pair it does not decline: they are of one seed and protocol."""
-    anchor = lab.anchor(data__cutmix_alpha=1.0, step__ema_decay=0.9)
+    anchor = lab.anchor(schedule__epochs=2, data__cutmix_alpha=1.0, step__ema_decay=0.9)
     one = [name for name in NAMES if pair_for(_METHODS[name]) is not TWO_TEACHERS]
     return [lab.spec_for(name, anchor) for name in [*one, *sorted(TOYS)]]
 
@@ -51,22 +51,20 @@ def alone(lab: Any, specs: list[Any]) -> dict[str, str]:
 def test_each_of_all_methods_ends_in_its_own_bits_whatever_cohort_it_is_in(
     lab: Any, specs: list[Any], alone: dict[str, str]
 ) -> None:
-    """All together; in reverse, with a lane that diverges and one that fails; stopped, apart, and regrouped."""
+    """Beside a lane that diverges and one that fails; and stopped, left at different places, and grouped anew."""
     assert len(specs) > 16
-    lab.train(specs, "together")
+    anchor = specs[0].anchor
+    diverging = lab.spec("toy_nan", "epoch=1", anchor=anchor)
+    failing = lab.spec("toy_bad", "where=losses", "epoch=1", anchor=anchor)
+    together = lab.train([diverging, *reversed(specs), failing], "together")
+    assert together[0].lane.diverged
+    assert together[-1].lane.failure is not None
     assert final(lab, specs, "together") == alone
-    bad = [lab.spec("toy_nan", "epoch=1", anchor=specs[0].anchor), lab.spec("toy_bad", "where=losses", "epoch=1",
-           anchor=specs[0].anchor)]  # fmt: skip
-    beside = lab.train([bad[0], *reversed(specs), bad[1]], "beside")
-    assert beside[0].lane.diverged
-    assert beside[-1].lane.failure is not None
-    assert final(lab, specs, "beside") == alone
-    # Lanes that stand at different steps, epochs and phases: some had a start of their own, some none.
-    for spec, stop in zip(specs, (3, 6, 9, 2, 5), strict=False):
+    for spec, stop in zip(specs, (3, 6, 2, 5), strict=False):
         with pytest.raises(Interrupted):
             lab.train([spec], "apart", should_stop=lab.stop_after(stop))
-    with pytest.raises(Interrupted):
-        lab.train(specs, "apart", should_stop=lab.stop_after(25))
+    with pytest.raises(Interrupted):  # some lanes are in phases of their own then, some in the main one, some nowhere
+        lab.train(specs, "apart", should_stop=lab.stop_after(20))
     half = len(specs) // 2
     for group in (specs[half:], specs[: half - 1], specs[half - 1 : half]):
         lab.train(group, "apart")
@@ -74,7 +72,7 @@ def test_each_of_all_methods_ends_in_its_own_bits_whatever_cohort_it_is_in(
 
 
 def test_records_of_a_cohort_are_those_of_single_runs(lab: Any, specs: list[Any]) -> None:
-    few = [spec for spec in specs if spec.method in {"student", "dkd", "crd", "simkd", "reviewkd"}]
+    few = [spec for spec in specs if spec.method in {"student", "crd", "simkd"}]
     together = lab.run(few, "together")
     for spec, record in zip(few, together, strict=True):
         (single,) = lab.run([spec], "alone")
