@@ -15,6 +15,11 @@ from kdbench.spec import RunSpec
 from kdbench.types import StageShape
 
 
+def spoken_size(count: int) -> str:
+    """Return bytes as people say them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def student_costs(plan: Plan, registry: Registry) -> dict[str, NetworkCost]:
     """Return the cost of each pair's student, by pair name, counted on the meta device."""
     return {
@@ -60,12 +65,16 @@ def training_memory(
         inputs: Images the student sees at once for each one of the batch: itself and its views.
         base: Bytes that are in use before there is any network.
     """
-    adaptive, averaged = anchor.optimizer.name == "adamw", anchor.step.ema_decay > 0
     batch = anchor.data.batch_size
     at_once = batch // anchor.step.accumulate * inputs
-    weights = student.training_bytes(0, moments=1 + adaptive + averaged) + 4 * sum(t.parameters for t in teachers)
+    weights = student.training_bytes(0, moments=per_weight(anchor) - 1) + 4 * sum(t.parameters for t in teachers)
     forward = max((batch * teacher.forward_bytes for teacher in teachers), default=0)
     return base + weights + max(at_once * student.activation_bytes, forward)
+
+
+def per_weight(anchor: Anchor) -> int:
+    """Return how many numbers a run keeps per weight: itself, the optimizer's moments, and the moving average."""
+    return 2 + (anchor.optimizer.name in {"adam", "adamw"}) + (anchor.step.ema_decay > 0)
 
 
 def run_memory(spec: RunSpec, plan: Plan, registry: Registry, base: int = 0) -> int:

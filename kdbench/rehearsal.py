@@ -21,6 +21,7 @@ from kdbench.backbones.freezing import trainable_names
 from kdbench.config.schema import Anchor
 from kdbench.errors import PluginError, Unsupported
 from kdbench.evaluation import logits_of
+from kdbench.kept import Kept
 from kdbench.method import (
     AnyMethod,
     Batch,
@@ -40,14 +41,32 @@ REAL_BATCH = 4  # images of the second try, with numbers
 
 
 @dataclass(frozen=True)
+class Burden:
+    """What a method adds to the memory that the networks of a run need.
+
+    Args:
+        parameters: Scalars it trains besides the student, or holds as copies of teachers.
+        buffer_bytes: Its buffers, such as a bank of embeddings.
+        kept_bytes: Bytes per image that its losses keep for the backward pass, in the phase where they are most.
+        taught_bytes: Bytes per image of the teachers' features it asks for.
+    """
+
+    parameters: int = 0
+    buffer_bytes: int = 0
+    kept_bytes: int = 0
+    taught_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Passes:
-    """How often a run passes each training image through the networks.
+    """How often a run passes each training image through the networks, and what it needs beside them.
 
     Args:
         student: Forward passes of the student over all epochs, views included.
         teacher: Forward passes of each teacher.
         inputs: Images the student sees at once for each one of the batch: itself and its views.
         cautions: What the method wants the user to know before.
+        burden: What the method adds to the memory of the networks.
         phases: Name and epochs of each phase.
     """
 
@@ -55,6 +74,7 @@ class Passes:
     teacher: int
     inputs: int = 1
     cautions: tuple[str, ...] = ()
+    burden: Burden = Burden()
     phases: tuple[tuple[str, int], ...] = ()
 
 
@@ -150,18 +170,19 @@ class Rehearsal:
         epochs = [self._rehearse(method, phase, batch, student) for phase in phases]
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
-        ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
+        ours, theirs, kept = zip(*epochs, strict=True)
+        burden = _burden(method, batch, max(kept), inputs)
         lengths = tuple((phase.name, self._epochs(phase)) for phase in phases)
-        return Passes(ours, theirs, inputs, tuple(method.cautions()), lengths)
+        return Passes(inputs * sum(ours), inputs * sum(theirs), inputs, tuple(method.cautions()), burden, lengths)
 
     def _epochs(self, phase: Phase) -> int:
         return self.context.epochs if phase.epochs is None else phase.epochs
 
-    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch, student: Network) -> tuple[int, int]:
-        """Try one step of a phase; return the epochs in which student and teachers run."""
+    def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch, student: Network) -> tuple[int, int, int]:
+        """Try one step of a phase; return the epochs in which student and teachers run, and what its losses keep."""
         epochs = self._epochs(phase)
         if epochs == 0:
-            return 0, 0  # left out in training, too
+            return 0, 0, 0  # left out in training, too
         frozen = phase.freeze if phase.freeze is not None and phase.freeze.level >= 0 else None
         if frozen and not self.context.freezing:
             raise Unsupported(
@@ -174,11 +195,13 @@ class Rehearsal:
         views = tuple(Viewed(view.turned(batch.images), said, batch.teachers) for view in method.views)
         mix = batch.mix if phase.mixes else None
         batch = replace(batch, student=said, views=views, mix=mix, teachers=batch.teachers if phase.teachers else ())
-        total((phase.losses or method.losses)(batch))
+        with Kept() as kept:
+            total((phase.losses or method.losses)(batch))
         with torch.no_grad():
             method.after_step(batch)
         per_teacher = phase.own_forwards / max(1, len(self.teachers)) + (method.uses_teacher and phase.teachers)
-        return epochs if phase.runs_student else 0, round(epochs * per_teacher)
+        size = kept.bytes_without([*_tensors(batch), *method.parameters(), *method.buffers()]) // len(batch.images)
+        return epochs if phase.runs_student else 0, round(epochs * per_teacher), size
 
     def _deploy(self, method: AnyMethod, student: Network, images: Tensor) -> None:
         if type(method).deploy is Method.deploy:
@@ -188,6 +211,23 @@ class Rehearsal:
             logits = logits_of(deployed.eval()(images))
         if logits.shape != (len(images), self.context.student.classes):
             raise ValueError(f"what it deploys returns {tuple(logits.shape)}, not one logit for each class")
+
+
+def _burden(method: AnyMethod, batch: Batch, kept: int, inputs: int) -> Burden:
+    taught = sum(t.numel() * t.element_size() for features in batch.teachers for t in features.tensors())
+    return Burden(
+        parameters=sum(parameter.numel() for parameter in method.parameters()),
+        buffer_bytes=sum(buffer.numel() * buffer.element_size() for buffer in method.buffers()),
+        kept_bytes=kept,
+        taught_bytes=inputs * taught // len(batch.images),
+    )
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """Return what a step has in memory before any loss: the batch, and what networks say of it and of its views."""
+    viewed = [features for view in batch.views for features in (view.student, *view.teachers)]
+    said = (batch.student, *batch.teachers, *viewed)
+    return [batch.images, batch.labels, batch.index, *(tensor for features in said for tensor in features.tensors())]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from kdbench.spec import RunSpec
 
 SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
 WEIGHTS, PREDICTIONS, CHECKPOINTS, LOCK = "student.safetensors", "predictions.npz", "checkpoint", "run.lock"
+LOOK_SECONDS = 0.5  # somebody who only looks whether a lock is held has it no longer than that
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _RUN_ID = re.compile(rf"({_PART}/){{3}}{_PART}(@{_PART})?/seed[0-9]+")
 
@@ -82,6 +83,19 @@ class RunFolder:
         write_atomic(self.path / EPOCHS, "".join(report.model_dump_json() + "\n" for report in known))
         write_atomic(self.path / EPOCH_TABLE, epoch_table(known))
 
+    def held(self) -> bool:
+        """Return whether a process holds the folder's lock; a file without a holder is what a killed one left."""
+        if not (self.path / LOCK).exists():
+            return False
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        (self.path / LOCK).unlink(missing_ok=True)
+        lock.release()
+        return False
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the folder's lock.
@@ -91,9 +105,9 @@ class RunFolder:
         """
         with cannot_write(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK)
+            lock = FileLock(self.path / LOCK, poll_interval=0.05)
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=LOOK_SECONDS)
             except Timeout as error:
                 raise RunBusy(f"{self.path}: another process is training this run; wait for it or stop it") from error
         try:

@@ -111,6 +111,11 @@ class Features:
     pre_stages: tuple[Tensor, ...] = ()
     indices: tuple[int, ...] = ()
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors there are."""
+        there = [self.logits] if self.embedding is None else [self.logits, self.embedding]
+        return [*there, *self.stages, *self.pre_stages]
+
     def rows(self, part: slice) -> Features:
         """Return the features of some of the images."""
         return Features(

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.backbones.base import Backbone, Network
+from kdbench.kept import Kept, storages
 from kdbench.types import StageShape
 
 
@@ -66,33 +66,19 @@ def cost_of(network: nn.Module, image: StageShape) -> NetworkCost:
 
 
 def _kept_bytes(network: nn.Module, image: StageShape, batch: int) -> int:
-    """Return the bytes that a forward pass in training mode keeps for the backward pass, the network's own apart.
-
-    Counted by storage, in bytes of its own type: a view keeps all it is a view of, an activation that two layers need
-    is kept once, and so is one that was changed in place.
-    """
-    own = set(_storages([*network.parameters(), *network.buffers()]))
-    kept: dict[int, Tensor] = {}  # holds on to what it counts, so that no address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(_storages([tensor])[0], tensor.detach())
-        return tensor
-
-    with torch.device("meta"), saved_tensors_hooks(keep, lambda tensor: tensor):
+    """Return the bytes that a forward pass in training mode keeps for the backward pass, the network's own apart."""
+    own = [*network.parameters(), *network.buffers()]
+    with torch.device("meta"), Kept() as kept:
         features = network.train()(torch.empty(batch, *image.dims))
     del features
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+    return kept.bytes_without(own)
 
 
 def _forward_bytes(network: nn.Module, image: StageShape) -> int:
-    own = _storages([*network.parameters(), *network.buffers()])
+    own = storages([*network.parameters(), *network.buffers()])
     with torch.device("meta"), torch.no_grad(), _Living(own) as living:
         network.eval()(torch.empty(1, *image.dims))
     return int(living.most)
-
-
-def _storages(tensors: Sequence[Tensor]) -> list[int]:
-    return [int(tensor.untyped_storage()._cdata) for tensor in tensors]
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -114,7 +100,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for key in ended:
             del self._living[key]
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (key := _storages([tensor])[0]) not in self._own:
+            if isinstance(tensor, Tensor) and (key := storages([tensor])[0]) not in self._own:
                 storage = tensor.untyped_storage()
                 self._living.setdefault(key, (StorageWeakRef(storage), storage.nbytes()))  # type: ignore[no-untyped-call]
         self.most = max(self.most, sum(size for _, size in self._living.values()))

@@ -49,7 +49,7 @@ def ablate_command(
     if dry_run:
         from kdbench.cli.plan import print_plan
 
-        print_plan(plan, asked, registry, how.workers, measure=measure)
+        print_plan(plan, asked, registry, how.workers(asked), measure=measure)
         return
     failed = train(plan, asked, how, state, measure=measure)
     _report(made[0], asked)

@@ -42,12 +42,15 @@ def path_option(flag: str, default: str, text: str) -> Callable[[F], F]:
 teachers_option = path_option("--teachers", "teachers", "Folder of the teacher artefacts.")
 data_option = path_option("--data", "data", "Folder of the datasets.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+devices_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="D[,D...]",
+    help="auto (a GPU, else the CPU), cpu, cuda (all GPUs), cuda:N[,cuda:M...]; workers are spread over them.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads per worker [default: cores / jobs]."
-)
-jobs_option = click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Workers at a time.")
-lanes_option = click.option(
-    "--lanes", type=click.IntRange(1), default=8, show_default=True, help="Runs per worker at a time."
 )
 measure_option = click.option(
     "--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each run to predict its time."
@@ -69,7 +72,7 @@ runs_options = apply(
     path_option("--out", "runs", "Folder of the runs."),
     teachers_option,
     data_option,
-    device_option,
+    devices_option,
 )
 cells_options = apply(
     click.option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),
@@ -79,10 +82,34 @@ cells_options = apply(
     click.option("--variant", metavar="NAME", help="Name of this configuration; tables show METHOD@NAME."),
     runs_options,
 )
-carrying_options = apply(
+
+
+class LanesType(click.ParamType[int | None]):
+    """A number of runs per worker, or ``auto``."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number; None = as many as fit the memory."""
+        return None if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
+workers_options = apply(
     threads_option,
-    jobs_option,
-    lanes_option,
+    click.option(
+        "--jobs", type=click.IntRange(1), help="Workers at a time, over all devices  [default: one per device]."
+    ),
+    click.option(
+        "--lanes", type=LanesType(), default="auto", show_default=True, metavar="auto|N",
+        help="Runs that a worker trains together; auto = as many as fit the memory.",
+    ),
+    click.option(
+        "--memory", type=click.FloatRange(0, min_open=True), metavar="GIB",
+        help="Memory of each device for its workers [default: 80 % of what is free].",
+    ),
+)  # fmt: skip
+carrying_options = apply(
+    workers_options,
     click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
     click.option("--no-train-teachers", is_flag=True, help="Fail if a teacher is missing."),
     click.option("--dry-run", is_flag=True, help="Only show the plan."),

@@ -17,7 +17,9 @@ LEAST = 1.0  # seconds of it, below which nothing is measured
 NOMINAL_FLOPS = {"cpu": 2e10, "cuda": 2e12}  # per second, for the times of what was not measured
 
 
-def expect(plan: Any, asked: Any, workers: Workers, registry: Any, *, measure: bool, retry_failed: bool) -> TimeLeft:
+def expect(
+    plan: Any, asked: Any, workers: Workers, room: Any, registry: Any, *, measure: bool, retry_failed: bool
+) -> TimeLeft:
     """Return the time left of a command that is about to start, and say it where it was measured.
 
     Measuring takes at most a small share of the whole, so a command of a few minutes measures nothing: its time is
@@ -27,6 +29,7 @@ def expect(plan: Any, asked: Any, workers: Workers, registry: Any, *, measure: b
         plan: The plan.
         asked: The options of the command.
         workers: Who carries it out.
+        room: Which runs they train together.
         registry: Loaded plugins.
         measure: Whether anything may be measured.
         retry_failed: Whether failed runs are to do, too.
@@ -46,7 +49,7 @@ def expect(plan: Any, asked: Any, workers: Workers, registry: Any, *, measure: b
         return TimeLeft({}, None)
     rest = replace(plan, runs=tuple(todo))
     recipes = missing_teachers(todo, TeacherStore(asked.teachers))
-    machine = set_up(asked.device, workers.threads)
+    machine = set_up(str(workers.devices[0]), workers.threads)
     rough = nominal(works_of(rest, recipes, registry), NOMINAL_FLOPS[machine.device.type])
     times = by_run(todo, recipes, rough)
     budget = min(BUDGET, WORTH * sum(run.alone for run in times.values()) / workers.jobs)
@@ -55,7 +58,7 @@ def expect(plan: Any, asked: Any, workers: Workers, registry: Any, *, measure: b
     found = forecast(rest, recipes, registry, machine, measurer(machine), budget)
     if not found.runs:
         return TimeLeft(times, None)
-    return _measured(todo, recipes, found, workers)
+    return _measured(room.cohorts(todo), recipes, found, workers)
 
 
 def by_run(todo: Sequence[Any], recipes: Sequence[Any], times: Mapping[Any, RunTime]) -> dict[str, RunTime]:
@@ -64,10 +67,11 @@ def by_run(todo: Sequence[Any], recipes: Sequence[Any], times: Mapping[Any, RunT
     return taught | {spec.run_id: times[spec.pair, spec.row] for spec in todo}
 
 
-def _measured(todo: Sequence[Any], recipes: Sequence[Any], found: Any, workers: Workers) -> TimeLeft:
+def _measured(cohorts: Sequence[Any], recipes: Sequence[Any], found: Any, workers: Workers) -> TimeLeft:
     from kdbench.execution.walltime import start_seconds, wall_time
 
-    taught, runs = wall_time(todo, found, workers.jobs, workers.lanes, workers.start(start_seconds))
+    taught, runs = wall_time(cohorts, found, workers.jobs, workers.start(start_seconds))
     click.echo(f"expected time on {found.machine.device} with {workers}: {taught + runs}")
     cells = {**found.runs, **{("", name): time for name, time in found.recipes.items()}}
+    todo = [spec for cohort in cohorts for spec in cohort]
     return TimeLeft(by_run(todo, recipes, cells), (taught + runs).seconds)

@@ -14,3 +14,13 @@ def print_notes(plan: Any) -> None:
     for (pair, method), passes in plan.passes.items():
         for caution in passes.cautions:
             click.echo(f"note {method} on {pair}: {caution}")
+
+
+def print_lanes(plan: Any, asked: Any, room: Any) -> None:
+    """Print how many of the runs to do a worker trains together, and what memory that takes."""
+    from kdbench.store import RECORD, RunStore
+
+    store = RunStore(asked.out)
+    # Whether there is a record, not what it says: a damaged one is the driver's to set aside.
+    if todo := [spec for spec in plan.runs if not (store.folder(spec.run_id).path / RECORD).exists()]:
+        click.echo(room.described(todo))

@@ -6,26 +6,27 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, cells_options, jobs_option, lanes_option, measure_option, threads_option
+from kdbench.cli.arguments import apply, cells_options, measure_option, workers_options
 from kdbench.cli.main import State
-from kdbench.cli.workers import Workers
+from kdbench.cli.workers import OPTIONS, Workers, room_for, workers_of
 
 MOST_OPTIONS = 12  # that a cell shows in full
 
 
 @click.command("plan")
-@apply(cells_options, threads_option, jobs_option, lanes_option, measure_option)
+@apply(cells_options, workers_options, measure_option)
 @click.pass_obj
-def plan_command(state: State, /, threads: int | None, jobs: int, lanes: int, measure: bool, **cells: Any) -> None:
+def plan_command(state: State, /, measure: bool, **options: Any) -> None:
     """Show what run would do: cells, skipped cells with reasons, missing teachers, estimated time and memory.
 
     Times come from a few steps of each run on this machine, within a minute; ~ marks what was calculated instead.
     """
     from kdbench.cli.planning import asked_for, plan_for
 
-    asked = asked_for(state.registry(), **cells)
+    workers = {name: options.pop(name) for name in OPTIONS}
+    asked = asked_for(state.registry(), **options)
     plan = plan_for(asked, state.registry())
-    print_plan(plan, asked, state.registry(), Workers.of(threads, jobs, lanes), measure=measure)
+    print_plan(plan, asked, state.registry(), workers_of(asked.device, **workers), measure=measure)
 
 
 def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measure: bool) -> None:
@@ -33,15 +34,16 @@ def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measur
     from tabulate import tabulate
 
     from kdbench.artefacts import TeacherStore
-    from kdbench.cli.notes import print_notes
+    from kdbench.cli.notes import print_lanes, print_notes
     from kdbench.execution.driver import missing_teachers
-    from kdbench.memory import estimate
+    from kdbench.memory import estimate, spoken_size
     from kdbench.store import RunStore
     from kdbench.training.environment import set_up
     from kdbench.training.forecast import forecast, measurer, said
 
     store = RunStore(asked.out)
-    machine = set_up(asked.device, workers.threads)
+    room = room_for(workers, plan, registry)
+    machine = set_up(str(workers.devices[0]), workers.threads)
     todo = [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]
     missing = missing_teachers(todo, TeacherStore(asked.teachers))
     found = forecast(plan, missing, registry, machine, measurer(machine) if measure and todo else None)
@@ -54,13 +56,15 @@ def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measur
     cost = estimate(plan, todo, registry, found.base)
     click.echo(
         f"{len(plan.runs)} runs, {len(todo)} to do: {cost.images:,} student images, {cost.petaflops:.3g} PFLOP of "
-        f"training, at most {_size(cost.memory_bytes)} per run"
+        f"training, at most {spoken_size(cost.memory_bytes)} per run"
     )
+    print_lanes(plan, asked, room)
     if found.runs:
-        click.echo(_total(todo, found, workers))
+        click.echo(_total(room.cohorts(todo), found, workers))
 
 
 def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:
+    from kdbench.memory import spoken_size
     from kdbench.training.forecast import said
 
     cells: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
@@ -71,23 +75,18 @@ def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, .
     options = {(spec.pair, spec.row): _options(spec, registry) for spec in plan.runs}
     return [
         (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds),
-         said(found.runs[pair, method]) if found.runs else "-", _size(found.memory[pair, method]))
+         said(found.runs[pair, method]) if found.runs else "-", spoken_size(found.memory[pair, method]))
         for (pair, dataset, method), seeds in cells.items()
     ]  # fmt: skip
 
 
-def _total(todo: Any, found: Any, workers: Workers) -> str:
+def _total(cohorts: Any, found: Any, workers: Workers) -> str:
     """Return the line of the total time."""
     from kdbench.execution.walltime import start_seconds, wall_time
 
-    taught, runs = wall_time(todo, found, workers.jobs, workers.lanes, workers.start(start_seconds))
+    taught, runs = wall_time(cohorts, found, workers.jobs, workers.start(start_seconds))
     teachers = f" = {taught} for missing teachers + {runs} for runs" if found.recipes else ""
     return f"time on {found.machine.device} with {workers}: {taught + runs}{teachers}"
-
-
-def _size(count: int) -> str:
-    """Return bytes as people say them."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _options(spec: Any, registry: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
 from kdbench.plan import ALL, Plan, Request, make_plan
 from kdbench.registry import Registry
-from kdbench.training.environment import resolve_device
+from kdbench.training.devices import memory_of, resolve_devices
 
 
 @dataclass(frozen=True)
@@ -118,15 +117,15 @@ def plan_for(asked: Asked, registry: Registry, make: Callable[[Request, Registry
 
     problems: list[str] = []
     try:
-        device = resolve_device(asked.device)
+        devices = resolve_devices(asked.device)
     except ConfigError as error:
-        device = torch.device("cpu")
+        devices = (torch.device("cpu"),)
         problems.append(str(error))
     try:
         plan = make(asked.request(), registry)
     except ConfigError as error:
         raise ProblemList([*getattr(error, "problems", [str(error)]), *problems]) from error
-    problems += too_large(plan, registry, memory_of(device))
+    problems += too_large(plan, registry, min(map(memory_of, devices)))
     store = TeacherStore(asked.teachers)
     for spec in {(s.pair, s.dataset.label): s for s in plan.runs if s.teacher_names}.values():
         problems += _teacher_problems(spec, store, plan)
@@ -151,10 +150,3 @@ def _teacher_problems(spec: Any, store: Any, plan: Plan) -> list[str]:
                 f"--teacher {name}: has {len(manifest.classes)} classes, dataset '{dataset.name}' has {info.classes}"
             )
     return problems
-
-
-def memory_of(device: torch.device) -> int:
-    """Return the memory of a device in bytes (of the machine, for the CPU)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ import click
 
 from kdbench.cli.arguments import apply, carrying_options, cells_options
 from kdbench.cli.main import State
-from kdbench.cli.workers import Workers
+from kdbench.cli.workers import Workers, room_for, workers_of
 
 
 @click.command("run")
@@ -30,7 +30,7 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
     asked = asked_for(state.registry(), **cells)
     plan = plan_for(asked, state.registry())
     if dry_run:
-        print_plan(plan, asked, state.registry(), how.workers, measure=measure)
+        print_plan(plan, asked, state.registry(), how.workers(asked), measure=measure)
         return
     failed = train(plan, asked, how, state, measure=measure)
     if failed:
@@ -41,43 +41,53 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
 class How:
     """How the runs of a plan are carried out, as parsed."""
 
-    workers: Workers
+    threads: int | None
+    jobs: int | None
+    lanes: int | None
+    memory: float | None
     executor: str
     no_train_teachers: bool
     retry_failed: bool
 
+    def workers(self, asked: Any) -> Workers:
+        """Return the workers on the devices that the command asks for."""
+        inline = self.executor == "inline"
+        return workers_of(asked.device, self.threads, self.jobs, self.lanes, self.memory, inline=inline)
+
 
 def split(options: dict[str, Any]) -> tuple[How, dict[str, Any]]:
     """Return how to run apart from what to run."""
-    cells = dict(options)
-    threads, jobs, lanes, executor = (cells.pop(name) for name in ("threads", "jobs", "lanes", "executor"))
-    rest = {name: cells.pop(name) for name in ("no_train_teachers", "retry_failed")}
-    return How(Workers.of(threads, jobs, lanes, executor), executor, **rest), cells
+    how = {name: options[name] for name in How.__dataclass_fields__}
+    return How(**how), {name: value for name, value in options.items() if name not in how}
 
 
 def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
     from kdbench.cli.expecting import expect
-    from kdbench.cli.notes import print_notes
+    from kdbench.cli.notes import print_lanes, print_notes
     from kdbench.cli.progress import Reporter
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
 
+    workers = how.workers(asked)
+    room = room_for(workers, plan, state.registry())
     _fetch_weights(plan, asked, state)
     settings = Settings(
         store=asked.out,
         teachers=asked.teachers,
         data=asked.data,
-        device=asked.device,
-        threads=how.workers.threads,
+        devices=tuple(map(str, workers.devices)),
+        threads=workers.threads,
         without=state.without,
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
-    train_teachers = not how.no_train_teachers
-    jobs, lanes = how.workers.jobs, how.workers.lanes
-    order = Order(plan.runs, asked.anchor, classes, settings, jobs, lanes, train_teachers, how.retry_failed)
+    order = Order(
+        plan.runs, asked.anchor, classes, settings, room.cohorts, workers.jobs, not how.no_train_teachers,
+        how.retry_failed,
+    )  # fmt: skip
     print_notes(plan)
-    left = expect(plan, asked, how.workers, state.registry(), measure=measure, retry_failed=how.retry_failed)
+    print_lanes(plan, asked, room)
+    left = expect(plan, asked, workers, room, state.registry(), measure=measure, retry_failed=how.retry_failed)
     with _sigterm_as_interrupt(), Reporter(plan.runs, left) as reporter:
         records = carry_out(order, _engine(how.executor, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]

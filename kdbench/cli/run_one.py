@@ -65,7 +65,7 @@ def inline_worker(settings: Any, send: Callable[[Any], None], state: State) -> C
     from kdbench.store import RunStore
     from kdbench.training.runs import run_cohort
 
-    place = workplace(state, settings.teachers, settings.data, settings.device, settings.threads, send)
+    place = workplace(state, settings.teachers, settings.data, settings.devices[0], settings.threads, send)
 
     def work(job: Any) -> None:
         if job.run_ids:

@@ -6,13 +6,15 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kdbench.artefacts import TeacherStore
 from kdbench.errors import ConfigError, KdbenchError, RunError
-from kdbench.execution.jobs import STOPPED, Ended, Job, Settings, cohort_jobs, runs_job, teacher_job
+from kdbench.execution.grouping import Cohort
+from kdbench.execution.held import left, parts, wait_for_others
+from kdbench.execution.jobs import STOPPED, Ended, Job, Settings, runs_job, teacher_job
 from kdbench.records import Record
 from kdbench.spec import RunSpec
 from kdbench.store import RunStore
@@ -55,8 +57,8 @@ class Order:
         anchor: Anchor as the user named it.
         classes: Classes of each pair's dataset, by pair name.
         settings: Where and how.
+        cohorts: Returns which runs each worker trains together.
         jobs: Workers at a time.
-        lanes: Runs per worker.
         train_teachers: Whether missing teachers are trained.
         retry_failed: Whether runs that failed for outside reasons are tried again.
     """
@@ -65,8 +67,8 @@ class Order:
     anchor: str
     classes: Mapping[str, int]
     settings: Settings
+    cohorts: Callable[[Sequence[RunSpec]], Sequence[Cohort]]
     jobs: int = 1
-    lanes: int = 8
     train_teachers: bool = True
     retry_failed: bool = False
 
@@ -94,7 +96,8 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
                 f"teachers missing: {names}; leave out --no-train-teachers, or make them with kdbench teacher train"
             )
         _run_all([teacher_job(recipe, order.anchor) for recipe in missing], order, engine)
-        _run_all(cohort_jobs(todo, order.settings.store, order.lanes), order, engine)
+        cohorts = [[spec.run_id for spec in cohort] for cohort in order.cohorts(todo)]
+        _run_all([runs_job(run_ids, order.settings.store) for run_ids in cohorts], order, engine)
     records = [store.folder(spec.run_id).record() for spec in order.specs]
     for spec, record in zip(order.specs, records, strict=True):
         if record is None:
@@ -126,10 +129,10 @@ def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
     problems: list[KdbenchError] = []
     try:
         while waiting or engine.running:
-            while waiting and engine.running < order.jobs:
-                job, attempt = waiting.popleft()
-                attempts[job.arguments] = attempt
-                engine.submit(job)
+            _start(waiting, attempts, order, engine)
+            if not engine.running:
+                wait_for_others([job for job, _ in waiting], order.settings)
+                continue
             ended = engine.wait()
             attempt = attempts[ended.job.arguments]
             if again := _again(ended, attempt, order.settings):
@@ -150,6 +153,22 @@ def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
         raise _all_of(problems)
 
 
+def _start(
+    waiting: deque[tuple[Job, int]], attempts: dict[tuple[str, ...], int], order: Order, engine: Executor
+) -> None:
+    """Start as many jobs as there are workers for; what another process holds stays behind."""
+    for _ in range(len(waiting)):
+        if engine.running >= order.jobs:
+            return
+        job, attempt = waiting.popleft()
+        free, held = parts(job, order.settings)
+        if held is not None:
+            waiting.append((held, attempt))
+        if free is not None:
+            attempts[free.arguments] = attempt
+            engine.submit(free)
+
+
 def _stop(engine: Executor) -> None:
     """Let all jobs save and stop; a second interrupt lets them stop without saving."""
     engine.cancel()
@@ -166,12 +185,7 @@ def _done(job: Job, settings: Settings) -> bool:
     """Return what the store says of a job; exit codes are hints."""
     if job.recipe is not None:
         return TeacherStore(settings.teachers).exists(job.recipe.dataset, job.recipe.name)
-    return not _left(job, settings)
-
-
-def _left(job: Job, settings: Settings) -> list[str]:
-    store = RunStore(settings.store)
-    return [run_id for run_id in job.run_ids if store.folder(run_id).record() is None]
+    return not left(job, settings)
 
 
 def _again(ended: Ended, attempt: int, settings: Settings) -> list[Job]:
@@ -182,8 +196,8 @@ def _again(ended: Ended, attempt: int, settings: Settings) -> list[Job]:
     """
     if _done(ended.job, settings) or attempt >= MAX_ATTEMPTS or ended.exit_code in SPOKEN:
         return []
-    if ended.exit_code != STOPPED and len(left := _left(ended.job, settings)) > 1:
-        return [runs_job([run_id], settings.store) for run_id in left]
+    if ended.exit_code != STOPPED and len(undone := left(ended.job, settings)) > 1:
+        return [runs_job([run_id], settings.store) for run_id in undone]
     return [ended.job] if ended.exit_code < 0 or ended.exit_code == STOPPED else []
 
 
@@ -191,7 +205,7 @@ def _record_dead(job: Job, reason: str, order: Order) -> None:
     """Write the record of a run that brought down its worker: it has failed, and the board must show it."""
     folder = RunStore(order.settings.store).folder(job.run_ids[0])
     spec = folder.spec()
-    machine = Machine(resolve_device(order.settings.device), order.settings.threads)
+    machine = Machine(resolve_device(order.settings.devices[0]), order.settings.threads)
     record_dead(folder, order.classes[spec.pair], machine.describe(spec.anchor.step.precision), reason)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kdbench.execution.jobs import DONE, Ended, Job
+from kdbench.store import RunBusy
 
 
 class InlineExecutor:
     """Runs a job when it is waited for.
 
     Args:
-        run: Does a job in this process; its exceptions reach the caller unchanged.
+        run: Does a job in this process; its other exceptions reach the caller unchanged.
     """
 
     def __init__(self, run: Callable[[Job], None]) -> None:
@@ -28,9 +29,12 @@ class InlineExecutor:
         return len(self._waiting)
 
     def wait(self) -> Ended:
-        """Run the next job."""
+        """Run the next job; one that another process is at ends as it would in a worker."""
         job = self._waiting.pop(0)
-        self.run(job)
+        try:
+            self.run(job)
+        except RunBusy as error:
+            return Ended(job, error.exit_code, f"kdbench: {error}")
         return Ended(job, DONE, "")
 
     def cancel(self) -> None:

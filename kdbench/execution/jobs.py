@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.spec import RunSpec
-from kdbench.training.cohort import cohort_key
 from kdbench.training.teachers import Recipe
 
 DONE, FAILED, STOPPED = 0, 65, 75
@@ -22,7 +20,7 @@ class Settings:
         store: Folder of the runs.
         teachers: Folder of the teacher artefacts.
         data: Folder of the datasets.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        devices: ``cpu`` alone, or ``cuda:N``, each once; every worker has one of them.
         threads: CPU threads of each worker.
         without: Plugins left out.
     """
@@ -30,7 +28,7 @@ class Settings:
     store: Path
     teachers: Path
     data: Path
-    device: str
+    devices: tuple[str, ...]
     threads: int
     without: tuple[str, ...] = ()
 
@@ -51,11 +49,11 @@ class Job:
     run_ids: tuple[str, ...] = ()
     recipe: Recipe | None = None
 
-    def command(self, settings: Settings) -> list[str]:
-        """Return the command line of a worker process."""
+    def command(self, settings: Settings, device: str) -> list[str]:
+        """Return the command line of a worker process on one of the devices."""
         plugins = [word for name in settings.without for word in ("--no-plugin", name)]
         where = [
-            "--teachers", str(settings.teachers), "--data", str(settings.data), "--device", settings.device,
+            "--teachers", str(settings.teachers), "--data", str(settings.data), "--device", device,
             "--threads", str(settings.threads), "--events",
         ]  # fmt: skip
         return [sys.executable, "-m", "kdbench", *plugins, *self.arguments, *where]
@@ -84,24 +82,6 @@ def teacher_job(recipe: Recipe, anchor: str) -> Job:
         "--seed", str(recipe.seed), *subset,
     )  # fmt: skip
     return Job(f"teacher {recipe.name}", arguments, recipe=recipe)
-
-
-def cohort_jobs(specs: Sequence[RunSpec], store: Path, lanes: int) -> list[Job]:
-    """Return the jobs of runs: those that share seed, data, teachers and protocol go together, at most ``lanes`` each.
-
-    Args:
-        specs: Runs still to do, in plan order.
-        store: Folder of the runs.
-        lanes: Most runs trained by one worker at a time, >= 1.
-    """
-    groups: dict[tuple[object, ...], list[RunSpec]] = {}
-    for spec in specs:
-        groups.setdefault(cohort_key(spec), []).append(spec)
-    jobs = []
-    for members in groups.values():
-        for start in range(0, len(members), lanes):
-            jobs.append(runs_job([spec.run_id for spec in members[start : start + lanes]], store))
-    return jobs
 
 
 def runs_job(run_ids: Sequence[str], store: Path) -> Job:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kdbench.execution.events import Event
@@ -23,8 +23,14 @@ class Handle:
     """A job that was submitted."""
 
     job: Job
+    device: str
     process: subprocess.Popen[str]
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
+
+
+def free_slot(devices: Sequence[str], taken: Sequence[str]) -> str:
+    """Return the device with the fewest workers, the first of several."""
+    return min(devices, key=taken.count)
 
 
 class LocalExecutor:
@@ -41,10 +47,11 @@ class LocalExecutor:
         self._running: list[Handle] = []
 
     def submit(self, job: Job) -> None:
-        """Start a job."""
+        """Start a job, on the device that has the fewest."""
+        device = free_slot(self.settings.devices, [handle.device for handle in self._running])
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "KDBENCH_PARENT": str(os.getpid())}
         process = subprocess.Popen(
-            job.command(self.settings),
+            job.command(self.settings, device),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -52,7 +59,7 @@ class LocalExecutor:
             env=environment,
             start_new_session=True,  # Ctrl-C is for the driver, which asks each worker once
         )
-        handle = Handle(job, process)
+        handle = Handle(job, device, process)
         self._running.append(handle)
         threading.Thread(target=self._watch, args=(handle,), daemon=True).start()
 

@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from kdbench.execution.jobs import cohort_jobs
-from kdbench.spec import RunSpec
+from kdbench.execution.grouping import Cohort
 from kdbench.training.forecast import Duration, Forecast
 from kdbench.training.runtime import together
 
@@ -24,24 +22,21 @@ def start_seconds() -> float:
     return time.perf_counter() - started
 
 
-def wall_time(
-    todo: Sequence[RunSpec], found: Forecast, jobs: int, lanes: int, start: float
-) -> tuple[Duration, Duration]:
+def wall_time(cohorts: Sequence[Cohort], found: Forecast, jobs: int, start: float) -> tuple[Duration, Duration]:
     """Return the time of training the missing teachers, and that of the runs after it.
 
     Args:
-        todo: Runs to do, in plan order.
+        cohorts: Runs to do, those that a worker trains together; in the order in which they begin.
         found: Their times.
         jobs: Workers at a time.
-        lanes: Most runs that a worker trains together.
         start: Seconds a worker takes to start.
     """
     teachers = [start + recipe.alone for recipe in found.recipes.values()]
-    times = {spec.run_id: found.runs[spec.pair, spec.row] for spec in todo}
-    cohorts = [start + together([times[run_id] for run_id in job.run_ids]) for job in cohort_jobs(todo, Path(), lanes)]
+    times = [[found.runs[spec.pair, spec.row] for spec in cohort] for cohort in cohorts]
+    lengths = [start + together(runs) for runs in times]
     return (
         Duration(makespan(teachers, jobs), all(recipe.measured for recipe in found.recipes.values())),
-        Duration(makespan(cohorts, jobs), all(run.measured for run in times.values())),
+        Duration(makespan(lengths, jobs), all(run.measured for runs in times for run in runs)),
     )
 
 

@@ -233,6 +233,8 @@ class Lane(Course):
                 self.method.after_step(batch)
         self.clock.lap("method")
         self._meter(parts, sound)
+        self._noted.clear()
+        self.optimizer.zero_grad(set_to_none=True)  # lanes of a cohort would all hold theirs until their next step
         self.position.step += 1
         self.meters.images += count
         self.counters.images += count

@@ -12,7 +12,7 @@ from kdbench.errors import ConfigError
 from kdbench.files import set_aside
 from kdbench.records import Environment, Record
 from kdbench.spec import RunSpec
-from kdbench.store import RECORD, SPEC, RunFolder, RunStore
+from kdbench.store import RECORD, SPEC, RunBusy, RunFolder, RunStore
 from kdbench.training import attempts, retry
 from kdbench.training.attempts import Attempts, now
 from kdbench.training.cohort import Trained, Workplace, train_cohort
@@ -59,7 +59,7 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
     if unplanned := [folder.path for folder in folders if not (folder.path / SPEC).is_file()]:
         raise ConfigError(f"{unplanned[0]}: no such run in the store; kdbench run plans runs before it trains them")
     with contextlib.ExitStack() as stack:
-        for folder in folders:
+        for folder in sorted(folders, key=lambda folder: folder.path):  # of two that want the same runs one gets them
             stack.enter_context(folder.claimed())
         records = {folder.path: record for folder in folders if (record := folder.record())}
         todo = [folder for folder in folders if folder.path not in records]
@@ -168,8 +168,13 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
 
 
 def forget_failure(folder: RunFolder) -> None:
-    """Set the record of a failed run aside so that it is tried again; its attempts are carried over."""
-    with folder.claimed():
+    """Set the record of a failed run aside so that it is tried again; its attempts are carried over.
+
+    A run that another process holds is being tried already.
+    """
+    if not (folder.path / RECORD).exists():
+        return
+    with contextlib.suppress(RunBusy), folder.claimed():
         record = folder.record()
         if record is not None and record.status == "infra_failed":
             attempts.write(folder, record.attempts)

@@ -73,6 +73,11 @@ def recipes_of(specs: Sequence[RunSpec]) -> list[Recipe]:
     return list(found.values())
 
 
+def training_folder(recipe: Recipe, store: TeacherStore) -> RunFolder:
+    """Return where the training of a teacher is kept."""
+    return RunFolder(store.folder(recipe.dataset, recipe.name) / TRAINING)
+
+
 def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
     """Train a teacher, or return the one that exists; an interrupted training continues.
 
@@ -83,7 +88,7 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
     """
     store = workplace.teachers
     spec = recipe.spec()
-    folder = RunFolder(store.folder(recipe.dataset, recipe.name) / TRAINING)
+    folder = training_folder(recipe, store)
     with folder.claimed():
         if store.exists(recipe.dataset, recipe.name):
             return store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)

@@ -270,5 +270,5 @@ def epochs_tested(anchor: Anchor) -> int:
 def _versions(inputs: Inputs, features: Sequence[Features]) -> list[int]:
     """Return how often each shared tensor was changed in place; reading it does not wait for the device."""
     mixed = [inputs.mix.labels] if inputs.mix else []
-    taught = [t for f in features for t in (f.logits, f.embedding, *f.stages, *f.pre_stages) if t is not None]
+    taught = [tensor for found in features for tensor in found.tensors()]
     return [tensor._version for tensor in (inputs.images, inputs.labels, inputs.index, *mixed, *taught)]

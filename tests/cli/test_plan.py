@@ -50,6 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr("kdbench.training.forecast.time_run", measure)
     monkeypatch.setattr("kdbench.execution.walltime.start_seconds", lambda: 360.0)
     monkeypatch.setattr("kdbench.training.environment.Machine.base_memory", lambda _self: 3 << 29)
+    monkeypatch.setattr("kdbench.training.devices.free_memory", lambda _device: 10 << 30)
     return measured
 
 
@@ -67,10 +68,13 @@ def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str
     assert lines[4] == f"teacher missing: {name} for digits-20pc (trained first, 5 min)"
     assert lines[5].startswith("4 runs, 4 to do: 1,440 student images, ")
     assert lines[5].endswith(" PFLOP of training, at most 1.5 GiB per run")
+    assert lines[6] == (
+        "lanes: up to 2 runs per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"
+    )
     # A worker for the teacher; one for each seed, whose two runs share 3 minutes of batches and teacher passes.
     times = "45 min = 11 min for missing teachers + 34 min for runs"
-    assert lines[6] == f"time on cpu with 1 job of 1 thread, at most 8 runs each: {times}"
-    assert len(lines) == 7
+    assert lines[7] == f"time on cpu with 1 job of 1 thread: {times}"
+    assert len(lines) == 8
     # Once each, for all four runs.
     assert sorted(asked) == [
         ("resnet14_w8", "supervised"), ("resnet8_w4", "student"), ("resnet8_w4", "vanilla_kd"),
@@ -82,20 +86,20 @@ def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str
     [
         (
             ("--jobs", 2),
-            "2 jobs of 1 thread, at most 8 runs each: 28 min = 11 min for missing teachers + 17 min for runs",
+            "2 jobs of 1 thread: 28 min = 11 min for missing teachers + 17 min for runs",
         ),
         (
             ("--lanes", 1),
-            "1 job of 1 thread, at most 1 run each: 59 min = 11 min for missing teachers + 48 min for runs",
+            "1 job of 1 thread: 59 min = 11 min for missing teachers + 48 min for runs",
         ),
     ],
 )
 def test_the_time_of_a_plan_is_that_of_its_workers(words: tuple[object, ...], line: str) -> None:
     cells = ("--method", "student,vanilla_kd", *SMOKE, "--seed-list", "0,3", "--threads", 1, "--device", "cpu")
     outcome = kdbench("plan", *cells, *words)
-    assert outcome.out.splitlines()[6] == f"time on cpu with {line}"
+    assert outcome.out.splitlines()[7] == f"time on cpu with {line}"
     assert kdbench("run", "--dry-run", *cells, *words) == outcome
-    inline = kdbench("run", "--dry-run", *cells, "--executor", "inline").out.splitlines()[6]
+    inline = kdbench("run", "--dry-run", *cells, "--executor", "inline").out.splitlines()[7]
     assert inline.endswith(": 27 min = 5 min for missing teachers + 22 min for runs"), "no worker has to start"
 
 
@@ -104,7 +108,7 @@ def test_plan_without_measuring(asked: list[tuple[str, str]]) -> None:
     lines = kdbench("plan", *words).out.splitlines()
     assert [line.split()[-3:] for line in lines[2:4]] == [["-", "1.5", "GiB"]] * 2
     assert lines[4].endswith(" for digits-20pc (trained first)")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert asked == []
     assert kdbench("run", "--dry-run", *words).out.splitlines() == lines
 
@@ -117,7 +121,7 @@ def test_what_is_beyond_the_budget_is_marked(asked: list[tuple[str, str]], monke
     assert lines[2].split()[-4:-2] == ["5", "min"]
     assert lines[3].split()[-4:-2] == ["~19", "min"]  # 300 * 1,126,464 / 297,408 seconds
     assert lines[4].endswith("(trained first, ~42 min)")  # 300 * 3 * 829,056 / 297,408 seconds
-    assert ": ~" in lines[6]
+    assert ": ~" in lines[7]
 
 
 def test_a_long_command_says_what_it_is_expected_to_take(
@@ -134,11 +138,51 @@ def test_a_long_command_says_what_it_is_expected_to_take(
     unmeasured = kdbench("run", *words, "--no-measure", "--out", "second")
     assert (asked, "expected time" in unmeasured.out) == ([], False)
     long = kdbench("run", *words, "--out", "third").out.splitlines()
-    assert long[0] == "expected time on cpu with 1 job of 1 thread, at most 8 runs each: 5 min"
+    assert long[1] == "expected time on cpu with 1 job of 1 thread: 5 min"
     assert asked == [("resnet8_w4", "student")]
     epochs = [line for line in long if ": loss " in line]
     assert len(epochs) == 2
     assert all(line.endswith(" s left") for line in epochs), "corrected: half of the 5 minutes passed at once"
+
+
+LANES = ("plan", "--method", "student,vanilla_kd,dkd", *SMOKE, "--seeds", 1, "--no-measure", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"),
+        (("--lanes", "auto", "--jobs", 2), "up to 2 runs per worker, estimated 1.5 GiB of a budget of 4.0 GiB (80 % of "
+                                           "what is free / 2 workers)"),
+        (("--lanes", 1), "up to 1 run per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"),
+        (("--memory", 3), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 3.0 GiB (--memory 3)"),
+        (("--jobs", 8), "up to 1 run per worker, estimated 1.5 GiB of a budget of 1.0 GiB (80 % of what is free / 8 "
+                        "workers); more than the budget: use fewer --jobs, or fewer --lanes"),
+    ],
+)  # fmt: skip
+def test_plan_says_how_many_runs_go_together(words: tuple[object, ...], told: str) -> None:
+    assert f"lanes: {told}" in kdbench(*LANES, *words).out.splitlines()
+
+
+def test_memory_is_what_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs fit in 1537 MiB, of which the process has 1536 already."""
+    monkeypatch.setattr("kdbench.execution.room.FREE_SHARE", 1.0)
+    counts = []
+    for free in (1 << 40, 3 << 29):
+        monkeypatch.setattr("kdbench.training.devices.free_memory", lambda _device, free=free: free)
+        counts.append(next(line for line in kdbench(*LANES).out.splitlines() if line.startswith("lanes: "))[:22])
+    assert counts == ["lanes: up to 3 runs pe", "lanes: up to 1 run per"]
+
+
+def test_a_budget_that_no_run_fits_or_no_device_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdbench.training.devices.memory_of", lambda _device: 16 << 30)
+    assert failure(*LANES, "--memory", 17) == "--memory 17: more GiB than a device has (16.0 GiB); lower it"
+    assert failure(*LANES, "--memory", 4, "--jobs", 4).startswith(
+        "--memory 4: leaves 1.0 GiB for each worker, run fair_baseline_smoke-v1/digits-20pc/tiny/"
+    )
+    said = failure("run", *LANES[1:-3], "--memory", 1)
+    assert said.endswith("/seed0 alone is estimated to need 1.5 GiB; give more, or use fewer --jobs")
+    assert list(Path().iterdir()) == []
 
 
 def test_dry_run_is_plan_and_writes_nothing() -> None:
@@ -210,6 +254,11 @@ def test_a_locked_key_names_both_values_and_the_anchors_file(setting: str) -> No
         (["--seeds", 0], "Invalid value for '--seeds'"),
         (["--device", "cuda:97"], "--device cuda:97: this machine has"),
         (["--device", "cuda:-1"], "--device cuda:-1: no such device"),
+        (["--device", "cpu,cpu"], "--device cpu,cpu: names a device twice; name each once, and let --jobs share them"),
+        (["--lanes", "some"], "Invalid value for '--lanes': 'some' is not a valid integer range."),
+        (["--lanes", 0], "Invalid value for '--lanes': 0 is not in the range x>=1."),
+        (["--memory", 0], "Invalid value for '--memory': 0.0 is not in the range x>0."),
+        (["--jobs", 0], "Invalid value for '--jobs': 0 is not in the range x>=1."),
         (["--device", "mps"], "--device mps: not supported; allowed: auto, cpu, cuda, cuda:N"),
         (["--per-class", 0], "Invalid value for '--per-class': 0 is not in the range x>=1."),
         (["--per-class", 120], "--per-class 120: dataset 'digits' has 1198 training images in 10 classes, at most 119"),

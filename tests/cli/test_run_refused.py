@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -112,10 +113,16 @@ def test_corrupt_teacher_weights_stop_the_run(place: Place) -> None:
     assert not list(place.runs.rglob("record.json"))
 
 
-def test_a_run_that_somebody_else_is_at_is_left_alone(place: Place) -> None:
-    with RunFolder(place.folder("student", 2)).claimed():
-        message = failure("run", *place.cells("student", 3), *ONE_PROCESS, code=75)
-    assert message == (f"{place.folder('student', 2)}: another process is training this run; wait for it or stop it")
+def test_a_run_that_somebody_else_is_at_is_waited_for(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.ExitStack() as somebody:
+        somebody.enter_context(RunFolder(place.folder("student", 2)).claimed())
+        monkeypatch.setattr("time.sleep", lambda _seconds: somebody.close())  # gives up during the first pause
+        outcome = kdbench("run", *place.cells("student", 3), *ONE_PROCESS)
+    assert outcome.code == 0, outcome
+    assert place.record("student", 2)["status"] == "ok"
+    assert "another command is at run proto-v3/digits-20pc/tiny/student/seed2; waiting for it" in caplog.messages
 
 
 def test_a_half_written_record_is_set_aside_and_the_run_made_again(place: Place, finished: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import pytest
 from commandline import Place
 
+from kdbench.artefacts import TeacherStore
 from kdbench.errors import KdbenchError
 from kdbench.execution.driver import Order, carry_out
-from kdbench.execution.jobs import Job, Settings
+from kdbench.execution.grouping import groups_of
+from kdbench.execution.jobs import Job, Settings, runs_job
 from kdbench.execution.local import Ended
 from kdbench.plan import Request, make_plan
 from kdbench.records import Record
 from kdbench.registry import load
 from kdbench.spec import RunSpec
 from kdbench.store import RunStore
+from kdbench.training.teachers import recipes_of, training_folder
 
 Act = Callable[[Job, int], tuple[int, str]]
 
@@ -66,8 +70,8 @@ def specs() -> tuple[RunSpec, ...]:
 @pytest.fixture
 def order(specs: tuple[RunSpec, ...], finished: Place, tmp_path: Path) -> Order:
     named = tuple(replace_teacher(spec) for spec in specs)  # no teacher has to be made
-    settings = Settings(tmp_path / "runs", tmp_path / "teachers", tmp_path, "cpu", 1)
-    return Order(named, "fair_baseline_smoke", {"tiny": 10}, settings)
+    settings = Settings(tmp_path / "runs", tmp_path / "teachers", tmp_path, ("cpu",), 1)
+    return Order(named, "fair_baseline_smoke", {"tiny": 10}, settings, groups_of)
 
 
 def replace_teacher(spec: RunSpec) -> RunSpec:
@@ -91,9 +95,9 @@ def test_seeds_are_cohorts(order: Order, finished: Place) -> None:
     assert len(engine.started) == 2  # everything was there
 
 
-def test_jobs_and_lanes(order: Order, finished: Place) -> None:
+def test_jobs_and_cohorts(order: Order, finished: Place) -> None:
     engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
-    carry_out(replace(order, jobs=3, lanes=1), engine)
+    carry_out(replace(order, jobs=3, cohorts=lambda specs: [(spec,) for spec in specs]), engine)
     assert [len(ids) for ids in engine.started] == [1, 1, 1, 1]
     assert engine.most == 3
 
@@ -196,3 +200,100 @@ def test_teachers_come_first_and_their_failure_is_told(order: Order, specs: tupl
         carry_out(replace(order, specs=specs), engine)
     assert caught.value.exit_code == 4
     assert engine.started == [()]
+
+
+# --- other commands on the same folder --------------------------------------------------------------------------------
+
+
+class Others:
+    """Another command: it holds what is locked until the driver has paused so often, then writes records or dies."""
+
+    def __init__(self, pauses: int, end: Callable[[], None]) -> None:
+        self.pauses, self.end = pauses, end
+
+    def pause(self, _seconds: float) -> None:
+        self.pauses -= 1
+        if self.pauses == 0:
+            self.end()
+
+
+def test_runs_that_another_command_holds_are_left_to_it(
+    order: Order, finished: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunStore(order.settings.store).folder(order.specs[0].run_id)  # student, seed 0
+    theirs = runs_job([order.specs[0].run_id], order.settings.store)
+    with contextlib.ExitStack() as other:
+        other.enter_context(folder.claimed())
+
+        def end() -> None:
+            write(order, theirs, finished)
+            other.close()
+
+        monkeypatch.setattr("time.sleep", Others(3, end).pause)
+        engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+        assert len(carry_out(order, engine)) == 4
+    assert sorted(engine.started) == [("student/seed1", "vanilla_kd/seed1"), ("vanilla_kd/seed0",)]
+    (told,) = caplog.messages
+    assert told == f"another command is at run {order.specs[0].run_id}; waiting for it"
+
+
+def test_what_another_command_left_undone_is_taken_over(
+    order: Order, finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as other:
+        for spec in order.specs:
+            other.enter_context(RunStore(order.settings.store).folder(spec.run_id).claimed())
+        monkeypatch.setattr("time.sleep", Others(2, other.close).pause)
+        engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+        assert len(carry_out(order, engine)) == 4
+    assert engine.started == [("student/seed0", "vanilla_kd/seed0"), ("student/seed1", "vanilla_kd/seed1")]
+
+
+def test_a_run_that_another_command_took_meanwhile_is_waited_for(
+    order: Order, finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker came too late, and said so; the attempt that starts when the other has died is a new one."""
+    with contextlib.ExitStack() as other:
+        monkeypatch.setattr("time.sleep", Others(8, other.close).pause)
+
+        def act(job: Job, start: int) -> tuple[int, str]:
+            if start == 1:
+                for run_id in job.run_ids:
+                    other.enter_context(RunStore(order.settings.store).folder(run_id).claimed())
+                return 75, "kdbench: another process is training this run"
+            write(order, job, finished)
+            return 0, ""
+
+        engine = Scripted(act)
+        assert len(carry_out(order, engine)) == 4
+    together = ("student/seed0", "vanilla_kd/seed0")
+    assert engine.started == [together, ("student/seed1", "vanilla_kd/seed1"), together]
+
+
+def test_a_teacher_that_another_command_trains_is_waited_for(
+    order: Order, specs: tuple[RunSpec, ...], finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (recipe,) = recipes_of(specs)
+    store = TeacherStore(order.settings.teachers)
+    with contextlib.ExitStack() as other:
+        other.enter_context(training_folder(recipe, store).claimed())
+
+        def end() -> None:
+            monkeypatch.setattr(TeacherStore, "exists", lambda _self, _dataset, _name: True)
+            other.close()
+
+        monkeypatch.setattr("time.sleep", Others(2, end).pause)
+        engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+        assert len(carry_out(replace(order, specs=specs), engine)) == 4
+    assert () not in engine.started, "no teacher was trained here"
+
+
+def test_a_failed_run_that_another_command_tries_again_keeps_its_record(order: Order, finished: Place) -> None:
+    engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+    carry_out(order, engine)
+    folder = RunStore(order.settings.store).folder(order.specs[0].run_id)
+    record = folder.record()
+    assert record is not None
+    folder.write_record(failed := record.model_copy(update={"status": "infra_failed", "accuracy": None}))
+    with folder.claimed():
+        assert carry_out(replace(order, retry_failed=True), engine)[0] == failed

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from kdbench.backbones.base import Backbone, Network, by_channels
 from kdbench.backbones.cost import NetworkCost, cost_of, flops_of
+from kdbench.cohort_memory import Estimator
 from kdbench.config.schema import Anchor
 from kdbench.memory import Estimate, estimate, student_costs, teacher_flops, too_large, training_memory
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import Registry
+from kdbench.rehearsal import Burden, Passes
+from kdbench.spec import RunSpec
 from kdbench.types import Source, StageShape
 
 IMAGE = StageShape((1, 8, 8))
@@ -223,3 +226,65 @@ def test_too_large_in_gibibytes_and_accumulation_helps(plan: Plan, registry: Reg
     (said,) = too_large(with_batches(huge, 1), registry, 2 << 30)
     assert said.startswith("pair 'tiny': training student 'two' needs at least 3.3 GiB, this device has 2.0; ")
     assert too_large(with_batches(huge, 2), registry, 2 << 30) == []
+
+
+# --- cohorts ----------------------------------------------------------------------------------------------------------
+
+BURDENS = {"vanilla_kd": Burden(10, 100, 7, 5), "student": Burden()}
+IMAGES, PIXELS = 90, 64  # a batch of 128 has no more than all of them
+KEPT = {"vanilla_kd": 8 * (PARAMETERS + 10) + 100, "student": 8 * PARAMETERS}  # weights and momentum
+TAUGHT = 4 * PARAMETERS  # the teacher's weights
+DATA = 100 * PIXELS
+
+
+def estimator(plan: Plan, registry: Registry, base: int = 0, **changes: dict[str, object]) -> Estimator:
+    """Return what estimates cohorts of the plan, evaluated on few images at a time unless the changes say otherwise."""
+    anchor = protocol(plan, **{"evaluation": {"batch_size": 10}, **changes})
+    passes = {("tiny", name): Passes(2, 2, burden=burden) for name, burden in BURDENS.items()}
+    runs = tuple(run.model_copy(update={"anchor": anchor}) for run in plan.runs)
+    return Estimator(replace(plan, passes=passes, runs=runs), registry, base)
+
+
+def runs_of(found: Estimator, *methods: str) -> list[RunSpec]:
+    return [next(run for run in found.plan.runs if run.method == method) for method in methods]
+
+
+def test_a_cohort_by_hand(plan: Plan, registry: Registry) -> None:
+    found = estimator(plan, registry, base=3)
+    # Gradients, activations, images in float32, and what the teacher said of them, against its own forward pass.
+    step = 4 * (PARAMETERS + 10) + IMAGES * (ACTIVATIONS + 7 + 4 * PIXELS + 5)
+    passing = max(step, IMAGES * FORWARD)
+    assert found.cohort(runs_of(found, "vanilla_kd")) == 3 + DATA + TAUGHT + KEPT["vanilla_kd"] + passing
+    alone = 4 * PARAMETERS + IMAGES * (ACTIVATIONS + 4 * PIXELS)
+    assert found.cohort(runs_of(found, "student")) == 3 + DATA + KEPT["student"] + alone
+    both = runs_of(found, "student", "vanilla_kd", "student")
+    assert found.cohort(both) == 3 + DATA + TAUGHT + KEPT["vanilla_kd"] + 2 * KEPT["student"] + passing
+
+
+def test_one_lane_at_a_time_is_evaluated_or_saved(plan: Plan, registry: Registry) -> None:
+    found = estimator(plan, registry, evaluation={"batch_size": 500})
+    assert found.cohort(runs_of(found, "student", "student")) == DATA + 2 * KEPT["student"] + 500 * FORWARD
+    small = estimator(plan, registry, data={"batch_size": 1}, evaluation={"batch_size": 1})
+    assert small.cohort(runs_of(small, "student")) == DATA + (1 + 2) * KEPT["student"]
+
+
+def test_accumulation_average_and_adaptive_optimizers_change_a_cohort(plan: Plan, registry: Registry) -> None:
+    whole, parts = (estimator(plan, registry, step={"accumulate": count}) for count in (1, 4))
+    student = runs_of(whole, "student")
+    saved = whole.cohort(student) - parts.cohort(runs_of(parts, "student"))
+    assert saved == (IMAGES - 23) * ACTIVATIONS  # the largest of four parts
+    averaged = estimator(plan, registry, step={"ema_decay": 0.9}, optimizer={"name": "adamw", "nesterov": False})
+    method = runs_of(averaged, "vanilla_kd") * 2
+    more = averaged.cohort(method) - averaged.cohort(method[:1])
+    assert more == 16 * (PARAMETERS + 10) + 200
+
+
+def test_as_many_lanes_as_fit_at_the_byte(plan: Plan, registry: Registry) -> None:
+    found = estimator(plan, registry)
+    specs = runs_of(found, "student", "vanilla_kd", "student")
+    two = found.cohort(specs[:2])  # the largest two: any two fit where these do
+    assert found.most_lanes(specs, two) == 2
+    assert found.most_lanes(specs, two - 1) == 1
+    assert found.most_lanes(specs, found.cohort(specs)) == 3
+    assert found.most_lanes(specs, found.cohort(specs) * 9) == 3
+    assert found.most_lanes(specs, 0) == 1  # it must be run, and may do better than its estimate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from kdbench.method import AnyMethod, Batch, Losses, LossProtocol, Method, Optio
 from kdbench.options import apply_deviations
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import Registry
-from kdbench.rehearsal import REAL_BATCH, Passes
+from kdbench.rehearsal import REAL_BATCH, Burden, Passes
 from kdbench.schedule import loss_protocol
 from kdbench.types import Context, Deviation, LossWeights, Pair, PairInfo, Source, StageShape, Taps, Term
 
@@ -413,7 +414,7 @@ DATA_DEPENDENT: dict[str, Callable[[Batch], Tensor]] = {
 def test_code_that_needs_numbers_gets_a_few(plan: Plan_, what: str) -> None:
     Numbers.images = 0
     found = plan(made(Numbers, "numbers", compute=lambda _self, batch: DATA_DEPENDENT[what](batch)))
-    assert found.passes["tiny", "numbers"] == Passes(EPOCHS, EPOCHS)
+    assert bare(found.passes["tiny", "numbers"]) == Passes(EPOCHS, EPOCHS)
     assert Numbers.images == REAL_BATCH
 
 
@@ -652,6 +653,27 @@ class Staged(Guest):
         return {"zero": Term(batch.teacher.logits.mean())}
 
 
+class Banked(Guest):
+    """A linear helper, a bank of the embeddings of all images, and losses that keep known numbers."""
+
+    name = "banked"
+    taps = TapRequest(Taps(embedding=True), Taps((0,), embedding=True))
+
+    def __init__(self, options: Options, context: Context) -> None:
+        super().__init__(options, context)
+        self.helper = nn.Linear(10, 3)
+        self.register_buffer("bank", torch.zeros(context.train_size, 5, dtype=torch.float64))
+
+    def losses(self, batch: Batch) -> Losses:
+        far = self.helper(batch.student.logits).exp().exp()  # keeps logits, which are the student's, and twice three
+        return {"far": Term(far.mean())}
+
+
+def bare(passes: Passes) -> Passes:
+    """Return passes without what the method adds to memory."""
+    return replace(passes, burden=Burden(), phases=())
+
+
 UNTAUGHT = {"uses_teacher": False, "losses": lambda _self, batch: {"ce": batch.supervised()}}
 COUNTED: list[tuple[type[AnyMethod], Passes]] = [
     (Guest, Passes(2, 2)),
@@ -665,13 +687,31 @@ COUNTED: list[tuple[type[AnyMethod], Passes]] = [
 
 @pytest.mark.parametrize(("method", "expected"), COUNTED, ids=[method.name for method, _ in COUNTED])
 def test_passes(plan: Plan_, method: type[AnyMethod], expected: Passes) -> None:
-    assert plan(method).passes == {("tiny", method.name): expected}
+    assert {cell: bare(passes) for cell, passes in plan(method).passes.items()} == {("tiny", method.name): expected}
+
+
+def test_what_a_method_adds_to_memory_by_hand(plan: Plan_) -> None:
+    (teacher,) = plan(Banked).infos["tiny"].teachers
+    stage = math.prod(teacher.stages[0].dims)
+    found = plan(Banked).passes["tiny", "banked"].burden
+    assert found == Burden(33, 8 * TRAIN * 5, 4 * (3 + 3), 4 * (10 + teacher.embedding + stage))
+    viewed = made(Banked, "viewed", views=(View(1),))
+    assert plan(viewed).passes["tiny", "viewed"].burden.taught_bytes == 2 * found.taught_bytes
+
+
+def test_the_phase_that_keeps_most_counts(plan: Plan_) -> None:
+    def much(self: Any, batch: Batch) -> Losses:
+        return {"much": Term(self.helper(batch.student.logits).exp().exp().exp().mean())}
+
+    both = made(Banked, "both", phases=lambda self: (Phase("init", 1, lambda batch: much(self, batch)), Phase()))
+    assert plan(both).passes["tiny", "both"].burden.kept_bytes == 4 * (3 + 3 + 3)
 
 
 def test_passes_do_not_depend_on_the_company(plan: Plan_) -> None:
     methods = [method for method, _ in COUNTED]
+    alone = {cell: passes for method in methods for cell, passes in plan(method).passes.items()}
     for order in (methods, methods[::-1]):
-        assert plan(*order, named=False).passes == {("tiny", method.name): passes for method, passes in COUNTED}
+        assert plan(*order, named=False).passes == alone
 
 
 def test_a_phase_without_epochs_is_left_out_as_in_the_run(plan: Plan_) -> None:
@@ -686,7 +726,7 @@ def test_a_phase_without_epochs_is_left_out_as_in_the_run(plan: Plan_) -> None:
         def init_losses(self, batch: Batch) -> Losses:
             return {"init": Term(self.helper(batch.student.logits))}  # only made where there is such a phase
 
-    assert plan(Switched).passes["tiny", "switched"] == Passes(EPOCHS, EPOCHS)
+    assert bare(plan(Switched).passes["tiny", "switched"]) == Passes(EPOCHS, EPOCHS)
 
 
 def test_the_cost_of_a_plan_counts_phases_and_views(plan: Plan_) -> None:
@@ -866,8 +906,7 @@ freezing: {use_partial_freeze: true}
 def passes_of(plan: Plan_, *phases: Phase, pair: str = "tiny", **attributes: object) -> Passes:
     """Return the passes of a guest with these phases; its plan must have no problem."""
     method = made(Guest, "phased", phases=lambda _self: phases, **attributes)
-    found: Passes = plan(method, pairs=(pair,)).passes[pair, "phased"]
-    return found
+    return bare(plan(method, pairs=(pair,)).passes[pair, "phased"])
 
 
 def test_own_forwards_are_in_the_plan_and_teachers_may_rest(plan: Plan_) -> None:

@@ -133,7 +133,9 @@ def test_one_writer(store: RunStore) -> None:
             pass
         assert str(caught.value) == f"{folder.path}: another process is training this run; wait for it or stop it"
         assert caught.value.exit_code == 75
+        assert folder.held()
         assert (folder.path / LOCK).exists()  # whoever was refused must not take the holder's lock away
+    assert not folder.held()
     assert not (folder.path / LOCK).exists()
     with folder.claimed():
         pass
@@ -155,6 +157,8 @@ def test_another_process_is_refused_and_a_killed_one_lets_go(store: RunStore) ->
         holder.kill()
         holder.communicate()
     assert (folder.path / LOCK).exists()  # left behind by the kill, and no obstacle
+    assert not folder.held()
+    assert not (folder.path / LOCK).exists()
     with folder.claimed():
         pass
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from kdbench.execution.grouping import groups_of
 from kdbench.execution.remaining import TimeLeft
 from kdbench.execution.walltime import makespan, start_seconds, wall_time
 from kdbench.spec import RunSpec
@@ -32,9 +33,10 @@ def test_runs_of_a_seed_share_their_batches_and_teachers(spec: RunSpec) -> None:
     machine = Machine(torch.device("cpu"), 1)
     found = Forecast(times, {"t": run(7.0, measured=False)}, {}, machine, 0)
     # Two cohorts, one for each seed, of 10 + 20 + 3 seconds and a second's start.
-    assert wall_time(specs, found, 1, 8, 1.0) == (Duration(8.0, measured=False), Duration(68.0))
-    assert wall_time(specs, found, 2, 8, 1.0)[1] == Duration(34.0)
-    assert wall_time(specs, found, 1, 1, 0.0)[1] == Duration(2 * 13.0 + 2 * 23.0)
+    cohorts = groups_of(specs)
+    assert wall_time(cohorts, found, 1, 1.0) == (Duration(8.0, measured=False), Duration(68.0))
+    assert wall_time(cohorts, found, 2, 1.0)[1] == Duration(34.0)
+    assert wall_time([(spec,) for spec in specs], found, 1, 0.0)[1] == Duration(2 * 13.0 + 2 * 23.0)
 
 
 def test_a_worker_takes_time_to_start() -> None:
