@@ -185,6 +185,11 @@ class Step(Section):
     checkpointing: Annotated[bool, ADDED] = Field(
         False, description="compute activations again in the backward pass instead of keeping them: less memory"
     )
+    teacher_cache: Annotated[Literal["exact", "half"], ADDED] = Field(
+        "exact",
+        description="how outputs of teachers may be kept: 'exact' = float32, where it gives the bits of live teachers; "
+        "'half' = float16, everywhere, and what teachers say live is rounded, too",
+    )
     safe_retry: Annotated[bool, ADDED] = Field(
         False,
         description="start a run once more, in fp32 without cuDNN, after a non-finite loss or a device error",

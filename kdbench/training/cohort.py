@@ -27,6 +27,7 @@ from kdbench.training.inputs import BatchStream
 from kdbench.training.lane import Lane
 from kdbench.training.networks import load_teacher, new_network
 from kdbench.training.safe_mode import AS_PLANNED, Settings, effective
+from kdbench.training.teacher_cache import CachePlace, cache_of
 from kdbench.training.teacher_names import artefact_names
 from kdbench.training.trainer import Observer, Progress, Trainer
 from kdbench.types import Context, PairInfo
@@ -41,6 +42,7 @@ class Workplace:
         machine: Device and threads.
         teachers: Store of teacher artefacts.
         data_root: Where datasets live.
+        cache: Where teachers' outputs are kept; None = nowhere.
         phase_started: Sees the first step of each phase.
         epoch_ended: Sees each epoch's report.
         progress: Sees progress about once a second.
@@ -51,6 +53,7 @@ class Workplace:
     machine: Machine
     teachers: TeacherStore
     data_root: Path
+    cache: CachePlace | None = None
     phase_started: Callable[[StepReport], None] = lambda _report: None
     epoch_ended: Callable[[EpochReport], None] = lambda _report: None
     progress: Callable[[Progress], None] = lambda _progress: None
@@ -113,7 +116,10 @@ def train_cohort(
         progress=workplace.progress,
         should_stop=workplace.should_stop,
     )
-    Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer).run()
+    shapes = [network_info(m.backbone, len(m.classes), data.info.image, workplace.registry) for m in manifests]
+    taught_by = list(zip(teachers, shapes, strict=True))
+    cache = cache_of(manifests, taught_by, batches, first.dataset, anchor, machine, workplace.cache)
+    Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer, cache).run()
     return entries
 
 

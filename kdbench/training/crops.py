@@ -1,4 +1,4 @@
-"""The ways in which an image may be cropped and flipped, numbered: without mixing they are all inputs there ever are."""
+"""The ways in which an image may be cropped and flipped, numbered: without mixing there are no other inputs."""
 
 from __future__ import annotations
 

@@ -117,6 +117,7 @@ class Counters:
     images: int = 0
     student_forwards: int = 0
     teacher_forwards: float = 0.0
+    teacher_cached: float = 0.0
 
 
 def finite(value: float) -> float | None:

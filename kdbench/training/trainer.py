@@ -21,7 +21,8 @@ from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.lane import Lane
 from kdbench.training.looking import Onlooker
 from kdbench.training.meters import Glimpse
-from kdbench.training.networks import TeacherPass
+from kdbench.training.networks import Taught, TeacherPass
+from kdbench.training.teacher_cache import TeacherCache
 from kdbench.types import Features
 
 # What a device says when lanes together, or one of them, ask too much of it; afterwards no lane can be trusted.
@@ -77,6 +78,7 @@ class Trainer:
         validation: Validation split, or None.
         test: Test set; only its accuracy per epoch is reported.
         observer: Saves and watches.
+        cache: What the teachers said before, or None.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class Trainer:
         validation: Split | None,
         test: TestSet,
         observer: Observer,
+        cache: TeacherCache | None = None,
     ) -> None:
         self.lanes, self.batches, self.teachers = tuple(lanes), batches, tuple(teachers)
-        self.test, self.observer = test, observer
+        self.test, self.observer, self.cache = test, observer, cache
         size = lanes[0].anchor.evaluation.batch_size
         self.onlooker = Onlooker(validation, self.teachers, batches.device, size)
         self._last_progress = 0.0
@@ -145,7 +148,8 @@ class Trainer:
             return None
         # Per teacher: stage -1 is another one in each.
         unions = [reduce(or_, taps) for taps in zip(*wanted, strict=True)]
-        return TeacherPass(self.teachers, unions, group[0].precision, self.batches.device)
+        live = TeacherPass(self.teachers, unions, group[0].precision, self.batches.device)
+        return self.cache.before(live, wanted) if self.cache else live
 
     def _run_step(self, group: Sequence[Lane], teach: TeacherPass | None, step: int) -> None:
         inputs, features = self._shared(group, teach, step)
@@ -163,14 +167,15 @@ class Trainer:
         started = time.perf_counter()
         inputs = self.batches.batch(group[0].stream_key, step, mixed=group[0].phase.mixes)
         ready = time.perf_counter()
-        features = teach(inputs.images) if teach else ()
+        said = teach.of_batch(inputs) if teach else Taught()
         taught = [lane for lane in group if lane.taught] if teach else []
         for lane in group:
             lane.spend((ready - started) / len(group))
         for lane in taught:
             lane.spend((time.perf_counter() - ready) / len(taught))
-            lane.counters.teacher_forwards += len(inputs.labels) * len(features) / len(taught)
-        return inputs, features
+            lane.counters.teacher_forwards += said.run / len(taught)
+            lane.counters.teacher_cached += said.recalled / len(taught)
+        return inputs, said.features
 
     def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features], teach: TeacherPass | None) -> None:
         try:
