@@ -77,6 +77,7 @@ class Plan:
         infos: Shapes of each pair, by pair name.
         train_sizes: Training images per epoch, by pair name.
         passes: Passes of each training image through the networks, by pair and row (``RunSpec.row``).
+        mirrored: Whether images of the dataset may be mirrored, by pair name.
     """
 
     runs: tuple[RunSpec, ...]
@@ -84,6 +85,7 @@ class Plan:
     infos: dict[str, PairInfo] = field(default_factory=dict)
     train_sizes: dict[str, int] = field(default_factory=dict)
     passes: dict[tuple[str, str], Passes] = field(default_factory=dict)
+    mirrored: dict[str, bool] = field(default_factory=dict)
 
 
 def make_plan(request: Request, registry: Registry) -> Plan:
@@ -105,7 +107,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     if anchor is None:
         problems.raise_if_any()
         raise AssertionError("an anchor that could not be loaded leaves a problem")
-    plan, extras = Plan((), infos={}, train_sizes={}, passes={}), Extras("meta")
+    plan, extras = Plan(()), Extras("meta")
     for pair in pairs:
         problems.messages += (misfits := _teacher_misfits(anchor, pair))
         fitted = _fit(opened[pair.name], pair, registry, problems)
@@ -114,6 +116,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
                 problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
         found_data, kept, plan.infos[pair.name] = fitted
+        plan.mirrored[pair.name] = found_data.info.mirror
         size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
         stage = _Stage(pair, plan.infos[pair.name], size, registry, extras)
         for method in methods:

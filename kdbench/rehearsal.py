@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,12 +48,14 @@ class Passes:
         teacher: Forward passes of each teacher.
         inputs: Images the student sees at once for each one of the batch: itself and its views.
         cautions: What the method wants the user to know before.
+        taps: What it needs of each teacher besides the logits, resolved; empty if it does not ask the shared ones.
     """
 
     student: int
     teacher: int
     inputs: int = 1
     cautions: tuple[str, ...] = ()
+    taps: tuple[Taps, ...] = field(default=(), compare=False)
 
 
 class Extras:
@@ -148,7 +150,12 @@ class Rehearsal:
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
         ours, theirs = (inputs * sum(column) for column in zip(*epochs, strict=True))
-        return Passes(ours, theirs, inputs, tuple(method.cautions()))
+        return Passes(ours, theirs, inputs, tuple(method.cautions()), self._taps(method))
+
+    def _taps(self, method: AnyMethod) -> tuple[Taps, ...]:
+        asks = method.uses_teacher and any(phase.teachers for phase in checked_phases(method))
+        teachers = enumerate(self.context.teachers if asks else ())
+        return tuple(method.taps.of_teacher(index).resolve(len(teacher.stages)) for index, teacher in teachers)
 
     def _rehearse(self, method: AnyMethod, phase: Phase, batch: Batch, student: Network) -> tuple[int, int]:
         """Try one step of a phase; return the epochs in which student and teachers run."""

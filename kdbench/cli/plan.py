@@ -58,6 +58,16 @@ def print_plan(plan: Any, asked: Any, registry: Any, threads: int, *, measure: b
     )
     if found.runs:
         click.echo(_total(todo, found))
+    _print_cache(plan, asked, machine.device.type)
+
+
+def _print_cache(plan: Any, asked: Any, device: str) -> None:
+    from kdbench.cli.workplaces import cache_place
+    from kdbench.training.teacher_cache.outlook import outlooks
+
+    place = cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size)
+    for line in ["teacher cache: off"] if place is None else outlooks(plan, place, device):
+        click.echo(line)
 
 
 def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:

@@ -59,6 +59,7 @@ def train(plan: Any, asked: Any, how: How, state: State) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
     from kdbench.cli.notes import print_notes
     from kdbench.cli.progress import Reporter
+    from kdbench.cli.workplaces import cache_place
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
 
@@ -70,6 +71,7 @@ def train(plan: Any, asked: Any, how: How, state: State) -> bool:
         device=asked.device,
         threads=how.threads,
         without=state.without,
+        cache=cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size),
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     train_teachers = not how.no_train_teachers

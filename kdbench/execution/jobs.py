@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdbench.spec import RunSpec
 from kdbench.training.cohort import cohort_key
+from kdbench.training.teacher_cache.place import GIB, CachePlace
 from kdbench.training.teachers import Recipe
 
 DONE, FAILED, STOPPED = 0, 65, 75
@@ -25,6 +26,7 @@ class Settings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
         threads: CPU threads of each worker.
         without: Plugins left out.
+        cache: Where outputs of teachers are kept; None = nowhere.
     """
 
     store: Path
@@ -33,6 +35,7 @@ class Settings:
     device: str
     threads: int
     without: tuple[str, ...] = ()
+    cache: CachePlace | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Job:
             "--teachers", str(settings.teachers), "--data", str(settings.data), "--device", settings.device,
             "--threads", str(settings.threads), "--events",
         ]  # fmt: skip
+        if self.run_ids:  # what makes a teacher asks none
+            where += _cache_words(settings.cache)
         return [sys.executable, "-m", "kdbench", *plugins, *self.arguments, *where]
 
 
@@ -74,6 +79,12 @@ class Ended:
     job: Job
     exit_code: int
     error: str
+
+
+def _cache_words(cache: CachePlace | None) -> list[str]:
+    if cache is None:
+        return ["--teacher-cache", "off"]
+    return ["--cache", str(cache.folder), "--cache-size", repr(cache.size / GIB)]
 
 
 def teacher_job(recipe: Recipe, anchor: str) -> Job:

@@ -18,7 +18,7 @@ from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
 from kdbench.records import EpochReport, StepReport
 from kdbench.registry import Registry
-from kdbench.spec import RunSpec
+from kdbench.spec import DatasetRef, RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.data import CohortData, load_data
@@ -103,7 +103,7 @@ def train_cohort(
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
     layout = anchor.step.channels_last
-    teachers = [_teacher(manifest, data, workplace, layout=layout) for manifest in manifests]
+    teachers = [teacher_network(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
     entries = [
         _start(spec, folder, data, batches, (manifests, teachers), workplace, method_of(spec), settings)
@@ -150,16 +150,26 @@ def _manifests(specs: Sequence[RunSpec], store: TeacherStore) -> tuple[TeacherMa
         if taught.teacher_names
         else [store.made_by(dataset, name, taught.anchor.sha256) for dataset, name in named]
     )
-    for (dataset, name), manifest in zip(named, found, strict=True):
-        if manifest.dataset.fingerprint != dataset.fingerprint:
-            raise ConfigError(
-                f"teacher '{name}': was measured on other images than '{dataset.name}' holds now (fingerprint "
-                f"{manifest.dataset.fingerprint[:12]}, now {dataset.fingerprint[:12]}); restore them or make it again"
-            )
+    for (dataset, _), manifest in zip(named, found, strict=True):
+        check_measured_on(manifest, dataset)
     return tuple(found)
 
 
-def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace, *, layout: bool) -> Network:
+def check_measured_on(manifest: TeacherManifest, dataset: DatasetRef) -> None:
+    """Raise ConfigError if the images of a teacher's dataset are not those it was measured on."""
+    if manifest.dataset.fingerprint != dataset.fingerprint:
+        raise ConfigError(
+            f"teacher '{manifest.name}': was measured on other images than '{dataset.name}' holds now (fingerprint "
+            f"{manifest.dataset.fingerprint[:12]}, now {dataset.fingerprint[:12]}); restore them or make it again"
+        )
+
+
+def teacher_network(manifest: TeacherManifest, data: CohortData, workplace: Workplace, *, layout: bool) -> Network:
+    """Return a teacher on the device, in the memory format it profits from if ``layout``.
+
+    Raises:
+        ConfigError: If it does not know the dataset's classes.
+    """
     if manifest.classes != data.info.classes:
         raise ConfigError(
             f"teacher '{manifest.name}': trained on {len(manifest.classes)} classes, dataset '{data.info.name}' has "

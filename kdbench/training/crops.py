@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from kdbench.config.schema import Data
+
+REFERENCE_SIZE = 32  # crop_padding is given for this image size
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,11 @@ class Crops:
 
     padding: int
     flips: bool
+
+    @classmethod
+    def of(cls, data: Data, height: int, *, mirror: bool) -> Self:
+        """Return the crops of images of a height in pixels, of a dataset that may be mirrored or not."""
+        return cls(round(data.crop_padding * height / REFERENCE_SIZE), data.mirror and mirror)
 
     @property
     def side(self) -> int:

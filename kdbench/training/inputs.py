@@ -20,8 +20,6 @@ from kdbench.seeds import torch_generator
 from kdbench.training.crops import Crops
 from kdbench.training.mixing import apply_mix, plan_mixing
 
-REFERENCE_SIZE = 32  # crop_padding is given for this image size
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -61,8 +59,8 @@ class BatchStream:
         # A partial last batch is left out: it would have other BatchNorm statistics, and every epoch reshuffles.
         self.steps = max(1, self.size // self.batch_size)
         self.height, self.width = split.image.height, split.image.width
-        self.padding = round(data.crop_padding * self.height / REFERENCE_SIZE)
-        self.crops = Crops(self.padding, data.mirror and mirror)
+        self.crops = Crops.of(data, self.height, mirror=mirror)
+        self.padding = self.crops.padding
         self.reflects = data.padding_mode == "reflect"
         if self.reflects and self.padding >= min(self.height, self.width):
             raise ConfigError(

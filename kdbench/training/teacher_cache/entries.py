@@ -19,6 +19,7 @@ from kdbench.files import set_aside
 from kdbench.training.teacher_cache.key import CacheKey
 
 HEADER = 4096  # bytes before the first entry
+CHECKSUM = np.dtype("<u4")
 Numbers = NDArray[np.int64]
 Values = NDArray[np.float32]
 
@@ -122,7 +123,12 @@ class Entries:
 
 def row_type(key: CacheKey) -> np.dtype[np.void]:
     """Return how an entry lies in the file."""
-    return np.dtype([("values", np.dtype(key.kind).newbyteorder("<"), (key.width,)), ("check", "<u4")])
+    return np.dtype([("values", np.dtype(key.kind).newbyteorder("<"), (key.width,)), ("check", CHECKSUM)])
+
+
+def entry_bytes(width: int, item: int) -> int:
+    """Return the bytes of an entry of so many numbers of so many bytes, checksum included."""
+    return width * item + CHECKSUM.itemsize
 
 
 def size_of(key: CacheKey) -> int:
