@@ -39,6 +39,7 @@ class Entries:
     def __init__(self, path: Path, key: CacheKey) -> None:
         self.path, self.key = path, key
         self.damaged = 0  # entries that were there but had another checksum
+        self.reported = False  # whether somebody was told of them
         self._row = row_type(key)
         self._seed = zlib.crc32(key.sha256.encode())
         self._file = os.open(path, os.O_RDWR)
@@ -69,6 +70,11 @@ class Entries:
             set_aside(path)
             create(path, key)
             return cls(path, key)
+
+    @property
+    def writable(self) -> bool:
+        """Whether entries are still kept."""
+        return self._file >= 0
 
     def close(self) -> None:
         """Write no more."""

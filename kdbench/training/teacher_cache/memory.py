@@ -42,7 +42,7 @@ class Memory:
         """Return the teacher's features of a batch; what has to be computed is kept."""
         assert inputs.entries is not None
         numbers = inputs.entries.numpy()
-        found: Found = {part: file.read(numbers) for part, file in self.files.items()}
+        found = self._look_up(numbers)
         there = np.logical_and.reduce([mask for _, mask in found.values()]) if found else np.zeros(len(numbers), bool)
         if not self.reads or not there.any():
             features = self.kept(say(inputs.images))
@@ -75,17 +75,26 @@ class Memory:
         embedding = None if features.embedding is None else _rounded(features.embedding)
         return replace(features, logits=_rounded(features.logits), embedding=embedding)
 
+    def _look_up(self, numbers: Numbers) -> Found:
+        found = {part: file.read(numbers) for part, file in self.files.items()}
+        for file in self.files.values():
+            if file.damaged and not file.reported:
+                file.reported = True
+                warn(f"{file.path} has damaged entries; they are computed and written again")
+        return found
+
     def _write(self, numbers: Numbers, rows: NDArray[np.int64], features: Features, found: Found) -> None:
         """Keep features, of some rows of a batch, in the files that lack them."""
         for part, (_, there) in found.items():
             lacking = np.flatnonzero(~there[rows])
-            if len(lacking):
+            if len(lacking) and self.files[part].writable:
                 self._keep(self.files[part], numbers[rows[lacking]], values_of(features, part)[lacking])
 
     def _keep(self, file: Entries, numbers: Numbers, values: Values) -> None:
         try:
             file.write(numbers, values)
-        except OSError as error:  # training needs none of it: what is there can still be read
+        except OSError as error:  # training needs none of it, and what is there can still be read
+            file.close()
             warn(f"{file.path} cannot be written ({error.strerror}); what it lacks is computed every time")
 
 

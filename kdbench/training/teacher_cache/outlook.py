@@ -50,7 +50,7 @@ def outlooks(plan: Plan, place: CachePlace, device: str) -> list[Outlook]:
         reason, size = _of(spec, plan, place, device)
         views = not reason and plan.passes[spec.pair, spec.row].inputs > 1
         alike.setdefault((spec.pair, reason, size, views), []).append(spec.row)
-    return [Outlook(pair, tuple(rows), *rest) for (pair, *rest), rows in alike.items()]
+    return [Outlook(pair, tuple(rows), reason, size, views) for (pair, reason, size, views), rows in alike.items()]
 
 
 def _of(spec: RunSpec, plan: Plan, place: CachePlace, device: str) -> tuple[str, int]:
