@@ -29,6 +29,11 @@ class Corrupt(StoreError):
     exit_code = 2
 
 
+def without_empty(dumped: dict[str, Any], *added: str) -> dict[str, Any]:
+    """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
+    return {key: value for key, value in dumped.items() if value or key not in added}
+
+
 class TeacherUsed(Section):
     """A teacher as the run saw it: sha256 of its weights file, test accuracy in percent."""
 
@@ -58,6 +63,7 @@ class Cost(Section):
         images_per_second: Training images per such second.
         student_forwards: Images the student was run on in training.
         teacher_forwards: Images run through teachers for this run (in a cohort: its share of the shared pass).
+        teacher_cached: Images whose teachers' outputs were kept from earlier, counted likewise.
         peak_memory_bytes: Peak of the device, or of the process on a CPU.
         train_only_parameters: Scalars of student and method that are not deployed.
         deployed_parameters: Scalars of the deployed module.
@@ -74,6 +80,7 @@ class Cost(Section):
     images_per_second: float
     student_forwards: int
     teacher_forwards: int
+    teacher_cached: int = 0
     peak_memory_bytes: int
     train_only_parameters: int
     deployed_parameters: int
@@ -95,6 +102,10 @@ class Cost(Section):
         """Leave out the parts that the first published records do not have: a copied record keeps its bytes."""
         kept: dict[str, Any] = dump(self)
         return {key: value for key, value in kept.items() if value is not None}
+
+    @model_serializer(mode="wrap")
+    def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_empty(dump(self), "teacher_cached")
 
 
 class Environment(Section):
@@ -135,9 +146,7 @@ class Attempt(Section):
 
     @model_serializer(mode="wrap")
     def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
-        kept: dict[str, Any] = dump(self)
-        return {key: value for key, value in kept.items() if value or key not in {"settings", "retry_sha256"}}
+        return without_empty(dump(self), "settings", "retry_sha256")
 
 
 class StepReport(Section):

@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ class Passes:
         cautions: What the method wants the user to know before.
         burden: What the method adds to the memory of the networks.
         phases: Name and epochs of each phase.
+        taps: What it needs of each teacher besides the logits, resolved; empty if it does not ask the shared ones.
     """
 
     student: int
@@ -76,6 +77,7 @@ class Passes:
     cautions: tuple[str, ...] = ()
     burden: Burden = Burden()
     phases: tuple[tuple[str, int], ...] = ()
+    taps: tuple[Taps, ...] = field(default=(), compare=False)
 
 
 class Extras:
@@ -171,9 +173,20 @@ class Rehearsal:
         self._deploy(method, student, images)
         inputs = 1 + len(method.views)
         ours, theirs, kept = zip(*epochs, strict=True)
-        burden = _burden(method, batch, max(kept), inputs)
-        lengths = tuple((phase.name, self._epochs(phase)) for phase in phases)
-        return Passes(inputs * sum(ours), inputs * sum(theirs), inputs, tuple(method.cautions()), burden, lengths)
+        return Passes(
+            student=inputs * sum(ours),
+            teacher=inputs * sum(theirs),
+            inputs=inputs,
+            cautions=tuple(method.cautions()),
+            burden=_burden(method, batch, max(kept), inputs),
+            phases=tuple((phase.name, self._epochs(phase)) for phase in phases),
+            taps=self._taps(method),
+        )
+
+    def _taps(self, method: AnyMethod) -> tuple[Taps, ...]:
+        asks = method.uses_teacher and any(phase.teachers for phase in checked_phases(method))
+        teachers = enumerate(self.context.teachers if asks else ())
+        return tuple(method.taps.of_teacher(index).resolve(len(teacher.stages)) for index, teacher in teachers)
 
     def _epochs(self, phase: Phase) -> int:
         return self.context.epochs if phase.epochs is None else phase.epochs

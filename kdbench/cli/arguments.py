@@ -11,6 +11,7 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_ANCHOR = "fair_baseline"
+DEFAULT_CACHE_SIZE = 16.0  # GiB
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -60,6 +61,30 @@ per_class_option = click.option("--per-class", type=click.IntRange(1), help="Tra
 anchor_option = click.option(
     "--anchor", default=DEFAULT_ANCHOR, show_default=True, metavar="NAME|FILE", help="Protocol."
 )
+cache_folder_option = click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Folder of kept teacher outputs  [default: cache, beside --teachers].",
+)
+cache_size_option = click.option(
+    "--cache-size",
+    type=click.FloatRange(0, min_open=True),
+    default=DEFAULT_CACHE_SIZE,
+    show_default=True,
+    metavar="GIB",
+    help="Most that all files of the cache may take.",
+)
+cache_options = apply(
+    cache_folder_option,
+    click.option(
+        "--teacher-cache",
+        type=click.Choice(["auto", "off"]),
+        default="auto",
+        show_default=True,
+        help="Keep outputs of teachers where no result depends on it, or never.",
+    ),
+    cache_size_option,
+)
 events_option = click.option("--events", is_flag=True, hidden=True, help="Print events as JSON lines.")
 
 runs_options = apply(
@@ -73,6 +98,7 @@ runs_options = apply(
     teachers_option,
     data_option,
     devices_option,
+    cache_options,
 )
 cells_options = apply(
     click.option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),

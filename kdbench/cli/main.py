@@ -16,7 +16,7 @@ _COMMANDS = {
     "list": ("show", "List methods, pairs, anchors, presets, ladders and everything else that has a name."),
     "show": ("show", "Show one of them: options, defaults, sources, locked keys."),
     "ablate": ("ablate", "Run the ladder of a method: what each part of it adds, one factor at a time."),
-    "teacher": ("teacher", "Train, import, verify or list teachers."),
+    "teacher": ("teacher", "Train, import, verify or list teachers, or keep what they say."),
     "leaderboard": ("leaderboard", "Write tables from the records of runs."),
     "compare": ("compare", "Compare two methods by their runs: difference, tests, and the seeds it takes to decide."),
     "verify": ("verify", "Check a published board against the records it comes with."),

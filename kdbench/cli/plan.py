@@ -61,6 +61,16 @@ def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measur
     print_lanes(plan, asked, room)
     if found.runs:
         click.echo(_total(room.cohorts(todo), found, workers))
+    _print_cache(plan, asked, machine.device.type)
+
+
+def _print_cache(plan: Any, asked: Any, device: str) -> None:
+    from kdbench.cli.workplaces import cache_place
+    from kdbench.training.teacher_cache.outlook import outlooks
+
+    place = cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size)
+    for line in ["teacher cache: off"] if place is None else outlooks(plan, place, device):
+        click.echo(line)
 
 
 def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from kdbench.cli.arguments import DEFAULT_ANCHOR, names, seeds_of
+from kdbench.cli.arguments import DEFAULT_ANCHOR, DEFAULT_CACHE_SIZE, names, seeds_of
 from kdbench.config.presets import Preset, load_preset
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
@@ -37,6 +37,9 @@ class Asked:
     data: Path
     device: str
     variant: str = ""
+    cache: Path | None = None
+    teacher_cache: str = "auto"
+    cache_size: float = DEFAULT_CACHE_SIZE
 
     def request(self) -> Request:
         """Return them as a request."""

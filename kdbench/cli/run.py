@@ -66,6 +66,7 @@ def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bo
     from kdbench.cli.expecting import expect
     from kdbench.cli.notes import print_lanes, print_notes
     from kdbench.cli.progress import Reporter
+    from kdbench.cli.workplaces import cache_place
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.jobs import Settings
 
@@ -79,6 +80,7 @@ def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bo
         devices=tuple(map(str, workers.devices)),
         threads=workers.threads,
         without=state.without,
+        cache=cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size),
     )
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     order = Order(

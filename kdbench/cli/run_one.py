@@ -11,6 +11,7 @@ import click
 
 from kdbench.cli.arguments import (
     apply,
+    cache_options,
     data_option,
     device_option,
     events_option,
@@ -18,7 +19,7 @@ from kdbench.cli.arguments import (
     threads_option,
 )
 from kdbench.cli.main import State
-from kdbench.cli.workplaces import workplace
+from kdbench.cli.workplaces import cache_place, workplace
 
 
 @click.command("run-one")
@@ -29,12 +30,13 @@ from kdbench.cli.workplaces import workplace
     data_option,
     device_option,
     threads_option,
+    cache_options,
     events_option,
 )
 @click.pass_obj
 def run_one_command(
-    state: State, store: Path, run_ids: tuple[str, ...], teachers: Path, data: Path, device: str,
-    threads: int | None, events: bool,
+    state: State, /, store: Path, run_ids: tuple[str, ...], teachers: Path, data: Path, device: str,
+    threads: int | None, events: bool, **cache: Any,
 ) -> None:  # fmt: skip
     """Train planned runs by id, together; exit 0 if their records are written, 65 if one is not ok, 75 if stopped."""
     from kdbench.execution.events import of_record
@@ -47,7 +49,8 @@ def run_one_command(
     flag.install()
     if events:
         logging.getLogger("kdbench").addHandler(EventLog(logging.WARNING))
-    place = workplace(state, teachers, data, device, threads, emit if events else None, flag)
+    kept = cache_place(teachers, **cache)
+    place = workplace(state, teachers, data, device, threads, emit if events else None, flag, kept)
     records = run_cohort(run_ids, RunStore(store), place)
     for record in records:
         if events:
@@ -65,7 +68,8 @@ def inline_worker(settings: Any, send: Callable[[Any], None], state: State) -> C
     from kdbench.store import RunStore
     from kdbench.training.runs import run_cohort
 
-    place = workplace(state, settings.teachers, settings.data, settings.devices[0], settings.threads, send)
+    where = (settings.teachers, settings.data, settings.devices[0], settings.threads)
+    place = workplace(state, *where, send, cache=settings.cache)
 
     def work(job: Any) -> None:
         if job.run_ids:

@@ -19,13 +19,17 @@ from kdbench.cli.arguments import (
     threads_option,
 )
 from kdbench.cli.main import State, Suggesting
+from kdbench.cli.teacher_cache import cache_command
 
 _place = apply(teachers_option, data_option, device_option, threads_option)
 
 
 @click.group("teacher", cls=Suggesting)
 def teacher_command() -> None:
-    """Train, import, verify or list teachers."""
+    """Train, import, verify or list teachers, or keep what they say."""
+
+
+teacher_command.add_command(cache_command)
 
 
 @teacher_command.command("train")

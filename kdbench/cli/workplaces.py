@@ -10,9 +10,25 @@ from kdbench.cli.arguments import available_threads
 from kdbench.cli.main import State
 
 
+def cache_place(teachers: Path, cache: Path | None, teacher_cache: str, cache_size: float) -> Any:
+    """Return where teachers' outputs are kept, or None if they are not.
+
+    Args:
+        teachers: Folder of the artefacts.
+        cache: The folder; None = beside the artefacts.
+        teacher_cache: ``auto`` or ``off``.
+        cache_size: Its limit, in GiB.
+    """
+    from kdbench.training.teacher_cache.place import GIB, CachePlace
+
+    if teacher_cache == "off":
+        return None
+    return CachePlace(cache or teachers.parent / "cache", int(cache_size * GIB))
+
+
 def workplace(
     state: State, teachers: Path, data: Path, device: str, threads: int | None,
-    send: Callable[[Any], None] | None, should_stop: Callable[[], bool] = lambda: False,
+    send: Callable[[Any], None] | None, should_stop: Callable[[], bool] = lambda: False, cache: Any = None,
 ) -> Any:  # fmt: skip
     """Return the workplace of this process; events go to ``send``, and to plugins that observe epochs."""
     from kdbench.artefacts import TeacherStore
@@ -38,6 +54,7 @@ def workplace(
         machine=set_up(device, threads or available_threads()),
         teachers=TeacherStore(teachers),
         data_root=data,
+        cache=cache,
         phase_started=phase_started,
         epoch_ended=epoch_ended,
         progress=progress_emitter(send) if send else lambda _progress: None,

@@ -192,6 +192,11 @@ class Step(Section):
     compile: Annotated[bool, ADDED] = Field(
         False, description="student and shared teachers compiled by torch.compile in training steps: other last bits"
     )
+    teacher_cache: Annotated[Literal["exact", "half"], ADDED] = Field(
+        "exact",
+        description="how outputs of teachers may be kept: 'exact' = float32, where it gives the bits of live teachers; "
+        "'half' = float16, everywhere, and what teachers say live is rounded, too",
+    )
     safe_retry: Annotated[bool, ADDED] = Field(
         False,
         description="start a run once more, in fp32 without cuDNN, after a non-finite loss or a device error",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdbench.training.teacher_cache.place import GIB, CachePlace
 from kdbench.training.teachers import Recipe
 
 DONE, FAILED, STOPPED = 0, 65, 75
@@ -23,6 +24,7 @@ class Settings:
         devices: ``cpu`` alone, or ``cuda:N``, each once; every worker has one of them.
         threads: CPU threads of each worker.
         without: Plugins left out.
+        cache: Where outputs of teachers are kept; None = nowhere.
     """
 
     store: Path
@@ -31,6 +33,7 @@ class Settings:
     devices: tuple[str, ...]
     threads: int
     without: tuple[str, ...] = ()
+    cache: CachePlace | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Job:
             "--teachers", str(settings.teachers), "--data", str(settings.data), "--device", device,
             "--threads", str(settings.threads), "--events",
         ]  # fmt: skip
+        if self.run_ids:  # what makes a teacher asks none
+            where += _cache_words(settings.cache)
         return [sys.executable, "-m", "kdbench", *plugins, *self.arguments, *where]
 
 
@@ -72,6 +77,12 @@ class Ended:
     job: Job
     exit_code: int
     error: str
+
+
+def _cache_words(cache: CachePlace | None) -> list[str]:
+    if cache is None:
+        return ["--teacher-cache", "off"]
+    return ["--cache", str(cache.folder), "--cache-size", repr(cache.size / GIB)]
 
 
 def teacher_job(recipe: Recipe, anchor: str) -> Job:

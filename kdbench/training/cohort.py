@@ -19,7 +19,7 @@ from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
 from kdbench.records import EpochReport, StepReport
 from kdbench.registry import Registry
-from kdbench.spec import RunSpec
+from kdbench.spec import DatasetRef, RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.compiling import prepare_compiler
@@ -29,6 +29,7 @@ from kdbench.training.inputs import BatchStream
 from kdbench.training.lane import Lane
 from kdbench.training.networks import load_teacher, new_network
 from kdbench.training.safe_mode import AS_PLANNED, Settings, effective
+from kdbench.training.teacher_cache import CachePlace, cache_of
 from kdbench.training.teacher_names import artefact_names
 from kdbench.training.trainer import Observer, Progress, Trainer
 from kdbench.types import Context, PairInfo
@@ -43,6 +44,7 @@ class Workplace:
         machine: Device and threads.
         teachers: Store of teacher artefacts.
         data_root: Where datasets live.
+        cache: Where teachers' outputs are kept; None = nowhere.
         phase_started: Sees the first step of each phase.
         epoch_ended: Sees each epoch's report.
         progress: Sees progress about once a second.
@@ -53,6 +55,7 @@ class Workplace:
     machine: Machine
     teachers: TeacherStore
     data_root: Path
+    cache: CachePlace | None = None
     phase_started: Callable[[StepReport], None] = lambda _report: None
     epoch_ended: Callable[[EpochReport], None] = lambda _report: None
     progress: Callable[[Progress], None] = lambda _progress: None
@@ -105,7 +108,7 @@ def train_cohort(
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
     layout = anchor.step.channels_last
-    teachers = [_teacher(manifest, data, workplace, layout=layout) for manifest in manifests]
+    teachers = [teacher_network(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
     entries = [
         _start(spec, folder, data, batches, (manifests, teachers), workplace, method_of(spec), settings)
@@ -118,7 +121,10 @@ def train_cohort(
         progress=workplace.progress,
         should_stop=workplace.should_stop,
     )
-    Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer).run()
+    shapes = [network_info(m.backbone, len(m.classes), data.info.image, workplace.registry) for m in manifests]
+    taught_by = list(zip(teachers, shapes, strict=True))
+    cache = cache_of(manifests, taught_by, batches, first.dataset, anchor, machine, workplace.cache)
+    Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer, cache).run()
     return entries
 
 
@@ -149,16 +155,26 @@ def _manifests(specs: Sequence[RunSpec], store: TeacherStore) -> tuple[TeacherMa
         if taught.teacher_names
         else [store.made_by(dataset, name, taught.anchor.sha256) for dataset, name in named]
     )
-    for (dataset, name), manifest in zip(named, found, strict=True):
-        if manifest.dataset.fingerprint != dataset.fingerprint:
-            raise ConfigError(
-                f"teacher '{name}': was measured on other images than '{dataset.name}' holds now (fingerprint "
-                f"{manifest.dataset.fingerprint[:12]}, now {dataset.fingerprint[:12]}); restore them or make it again"
-            )
+    for (dataset, _), manifest in zip(named, found, strict=True):
+        check_measured_on(manifest, dataset)
     return tuple(found)
 
 
-def _teacher(manifest: TeacherManifest, data: CohortData, workplace: Workplace, *, layout: bool) -> Network:
+def check_measured_on(manifest: TeacherManifest, dataset: DatasetRef) -> None:
+    """Raise ConfigError if the images of a teacher's dataset are not those it was measured on."""
+    if manifest.dataset.fingerprint != dataset.fingerprint:
+        raise ConfigError(
+            f"teacher '{manifest.name}': was measured on other images than '{dataset.name}' holds now (fingerprint "
+            f"{manifest.dataset.fingerprint[:12]}, now {dataset.fingerprint[:12]}); restore them or make it again"
+        )
+
+
+def teacher_network(manifest: TeacherManifest, data: CohortData, workplace: Workplace, *, layout: bool) -> Network:
+    """Return a teacher on the device, in the memory format it profits from if ``layout``.
+
+    Raises:
+        ConfigError: If it does not know the dataset's classes.
+    """
     if manifest.classes != data.info.classes:
         raise ConfigError(
             f"teacher '{manifest.name}': trained on {len(manifest.classes)} classes, dataset '{data.info.name}' has "

@@ -17,20 +17,29 @@ from kdbench.datasets.base import Split
 from kdbench.errors import ConfigError
 from kdbench.method import Mix, View
 from kdbench.seeds import torch_generator
+from kdbench.training.crops import Crops
 from kdbench.training.mixing import apply_mix, plan_mixing
-from kdbench.training.pixels import Pixels, Prefetched, Resident
-
-REFERENCE_SIZE = 32  # crop_padding is given for this image size
+from kdbench.training.pixels import Found, Pixels, Prefetched, Resident
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch before any network: images in [0, 1], labels, sample indices, and how images were mixed."""
+    """One batch before any network.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        labels: int64 (N,).
+        index: Sample indices, int64 (N,).
+        mix: How images were mixed.
+        entries: Which crop of which image each one is, int64 (N,) in main memory: ``index * crops.count + number``;
+            None where images were mixed, or are no crops of the training split.
+    """
 
     images: Tensor
     labels: Tensor
     index: Tensor
     mix: Mix | None
+    entries: Tensor | None = None
 
 
 class BatchStream:
@@ -51,8 +60,8 @@ class BatchStream:
         # A partial last batch is left out: it would have other BatchNorm statistics, and every epoch reshuffles.
         self.steps = max(1, self.size // self.batch_size)
         self.height, self.width = split.image.height, split.image.width
-        self.padding = round(data.crop_padding * self.height / REFERENCE_SIZE)
-        self.flips = data.mirror and mirror
+        self.crops = Crops.of(data, self.height, mirror=mirror)
+        self.padding = self.crops.padding
         self.reflects = data.padding_mode == "reflect"
         if self.reflects and self.padding >= min(self.height, self.width):
             raise ConfigError(
@@ -72,30 +81,38 @@ class BatchStream:
         order = torch.randperm(self.size, generator=torch_generator(self.seed, "order", epoch))
         draws = torch_generator(self.seed, "augment", epoch)
         offsets = self._draw_offsets(draws)
-        mirrored = torch.randint(2, shape, generator=draws).bool() & self.flips
+        mirrored = torch.randint(2, shape, generator=draws).bool() & self.crops.flips
+        # In main memory: whoever looks an input up there must not wait for the device.
+        self._entries = order * self.crops.count + self.crops.numbers(offsets, mirrored)[order]
         # Copied once an epoch: a copy in every step could make the host wait for the device.
         self._order, self._offsets, self._mirrored = (part.to(self.device) for part in (order, offsets, mirrored))
-        self._pixels.start_epoch([order[self._slice(step)] for step in range(self.steps)])
+        self._pixels.start_epoch([order[self._part(step)] for step in range(self.steps)])
         plans = plan_mixing(self.data, self.seed, epoch, self.steps, self.batch_size, (self.height, self.width))
         self._mixes = [replace(plan, partners=plan.partners.to(self.device)) for plan in plans] if plans else None
         self._view_offsets = {}
         self._epoch = epoch
 
     def _draw_offsets(self, draws: torch.Generator) -> Tensor:
-        return torch.randint(2 * self.padding + 1, (2, self.size), generator=draws)
+        return torch.randint(self.crops.side, (2, self.size), generator=draws)
 
     def batch(self, epoch: int | str, step: int, *, mixed: bool = True) -> Inputs:
         """Return the batch of a step of an epoch (0-based; other phases name theirs), mixed if the anchor says so."""
         if epoch != self._epoch:
             self.start_epoch(epoch)
         at = self._rows_of(step)
-        down, across = self._window(at, self._offsets, self._mirrored)
-        images = self._padded(step, at, down, across).float().div_(255)
+        source = self._pixels.of(step, at)
+        images = self._cropped(source, self._offsets[:, at], self._mirrored[at])
         labels = self.labels[at]
         if self._mixes is None or not mixed:
-            return Inputs(images, labels, at, None)
+            return Inputs(images, labels, at, None, self._entries[self._part(step)])
         images, mix = apply_mix(self._mixes[step], images, labels)
         return Inputs(images, labels, at, mix)
+
+    def images_of(self, entries: Tensor) -> Tensor:
+        """Return the images (N, C, H, W) of ``Inputs.entries`` (N,), to the bit as a batch has them."""
+        entries = entries.to(self.device)
+        found = self._pixels.any_of(entries // self.crops.count)
+        return self._cropped(found, *self.crops.parts(entries % self.crops.count))
 
     def view(self, view: View, epoch: int | str, step: int, *, mixed: bool = True) -> Tensor:
         """Return one view (N, C, H, W) of a step's images: mirrored as they are, turned, cropped anew, mixed alike."""
@@ -106,38 +123,42 @@ class BatchStream:
             self._view_offsets[view] = self._draw_offsets(draws).to(self.device)
         at = self._rows_of(step)
         whole = (torch.arange(n + 2 * self.padding, device=self.device)[None] for n in (self.height, self.width))
-        padded = self._padded(step, at, *whole)
+        padded = self._padded(self._pixels.of(step, at), *whole)
         padded = view.turned(torch.where(self._mirrored[at, None, None, None], padded.flip(3), padded))
-        images = crop(padded, *self._window(at, self._view_offsets[view], None)).float().div_(255)
+        images = crop(padded, *self._window(self._view_offsets[view][:, at])).float().div_(255)
         if self._mixes is None or not mixed:
             return images
         return apply_mix(self._mixes[step], images, self.labels[at])[0]
-
-    def _rows_of(self, step: int) -> Tensor:
-        return self._order[self._slice(step)].clone()
-
-    def _slice(self, step: int) -> slice:
-        return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
     def close(self) -> None:
         """End what fetches images in the background; it begins again with the next batch."""
         self._pixels.close()
 
-    def _window(self, at: Tensor, offsets: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the coordinates, down (N, H) and across (N, W), of the crops of images ``at`` once they are padded."""
-        columns = self._columns.expand(len(at), -1)
-        if mirrored is not None:
-            columns = torch.where(mirrored[at, None], self._columns.flip(0), columns)
-        return offsets[0, at, None] + self._rows, offsets[1, at, None] + columns
+    def _part(self, step: int) -> slice:
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
-    def _padded(self, step: int, at: Tensor, down: Tensor, across: Tensor) -> Tensor:
-        """Return uint8 pixels (N, C, h, w) of a step's images at coordinates, down (N or 1, h) and across (N or 1, w).
+    def _rows_of(self, step: int) -> Tensor:
+        return self._order[self._part(step)].clone()
+
+    def _cropped(self, source: Found, offsets: Tensor, mirrored: Tensor) -> Tensor:
+        """Return images in [0, 1] that were found, at offsets (2, N), those that are mirrored (N,) flipped."""
+        return self._padded(source, *self._window(offsets, mirrored)).float().div_(255)
+
+    def _window(self, offsets: Tensor, mirrored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the coordinates, down (N, H) and across (N, W), of crops of padded images at offsets (2, N)."""
+        columns = self._columns.expand(offsets.shape[1], -1)
+        if mirrored is not None:
+            columns = torch.where(mirrored[:, None], self._columns.flip(0), columns)
+        return offsets[0][:, None] + self._rows, offsets[1][:, None] + columns
+
+    def _padded(self, source: Found, down: Tensor, across: Tensor) -> Tensor:
+        """Return uint8 pixels (N, C, h, w) of images at coordinates, down (N or 1, h) and across (N or 1, w).
 
         Coordinates count from the corner of the padding, which exists only here: a reflected coordinate is that of the
         pixel it mirrors, and one in a border of zeros is that of the nearest pixel, which is then blanked.
         """
         (rows, above), (columns, beside) = self._unpadded(down, self.height), self._unpadded(across, self.width)
-        store, places = self._pixels.of(step, at)
+        store, places = source
         pixels = crop(store[places], rows, columns)
         if self.padding and not self.reflects:
             pixels *= (above[:, :, None] & beside[:, None, :])[:, None]

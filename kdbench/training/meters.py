@@ -118,6 +118,7 @@ class Counters:
     images: int = 0
     student_forwards: int = 0
     teacher_forwards: float = 0.0
+    teacher_cached: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spend(self, seconds: Mapping[Part, float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.base import Backbone, Build, Network
 from kdbench.errors import ConfigError
 from kdbench.seeds import stream
+from kdbench.training.inputs import Inputs
 from kdbench.training.precision import autocast, in_float32
 from kdbench.types import Features, StageShape, Taps
 
@@ -85,6 +87,21 @@ def _few(keys: Sequence[str], most: int = 4) -> str:
     return ", ".join(keys[:most]) + more
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What the teachers say of a batch.
+
+    Args:
+        features: Of each teacher.
+        run: Images that teachers were run on for it, all teachers together.
+        recalled: Images whose outputs were kept from earlier, likewise.
+    """
+
+    features: tuple[Features, ...] = ()
+    run: int = 0
+    recalled: int = 0
+
+
 class TeacherPass:
     """One pass of all teachers over a batch, shared by the lanes of a cohort.
 
@@ -105,6 +122,16 @@ class TeacherPass:
     def of(self, taps: Sequence[Taps]) -> TeacherPass:
         """Return a pass of the same teachers that keeps other taps."""
         return TeacherPass(self.teachers, taps, self.precision, self.device)
+
+    def alone(self, place: int, taps: Taps | None = None) -> Callable[[Tensor], Features]:
+        """Return what one of the teachers says, with its own taps or others."""
+        one = TeacherPass([self.teachers[place]], [taps or self.taps[place]], self.precision, self.device)
+        return lambda images: one(images)[0]
+
+    def of_batch(self, inputs: Inputs) -> Taught:
+        """Return each teacher's features of a batch, and what they cost."""
+        features = self(inputs.images)
+        return Taught(features, len(inputs.labels) * len(features))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Features, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kdbench.datasets.base import Split
 
+Found = tuple[Tensor, Tensor]  # images (M, C, H, W) on the device, and the rows (N,) of it that are meant
 AHEAD = 3  # batches: enough that one slow read of a file is not waited for
 
 
@@ -25,13 +26,17 @@ class Pixels(Protocol):
         """Begin an epoch; ``batches`` holds the indices of each batch's images, on the host."""
         ...
 
-    def of(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (M, C, H, W) on the device, and the rows (N,) of it that are the images of a step.
+    def of(self, step: int, index: Tensor) -> Found:
+        """Return the images of a step.
 
         Args:
             step: 0-based, in any order, but in sequence it is fast.
             index: Indices of its images (N,), on the device.
         """
+        ...
+
+    def any_of(self, index: Tensor) -> Found:
+        """Return the images at ``index`` (N,), on the device, whatever step they are in."""
         ...
 
     def close(self) -> None:
@@ -52,7 +57,10 @@ class Resident:
     def start_epoch(self, batches: Sequence[Tensor]) -> None:
         """Do nothing: all images are there."""
 
-    def of(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (where they lie is enough)
+    def of(self, step: int, index: Tensor) -> Found:  # noqa: ARG002 (where they lie is enough)
+        return self.any_of(index)
+
+    def any_of(self, index: Tensor) -> Found:
         return self._split.store, self._split.places(index)
 
     def close(self) -> None:
@@ -78,7 +86,7 @@ class Prefetched:
         self._forget(range(0))
         self._batches, self._here = batches, None
 
-    def of(self, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    def of(self, step: int, index: Tensor) -> Found:
         """Return the images of a step alone, in order; see :class:`Pixels`.
 
         Raises:
@@ -92,6 +100,10 @@ class Prefetched:
                     self._asked[wanted] = self._thread().submit(self._gather, self._batches[wanted])
             self._here = step, self._asked.pop(step).result().to(self._device, non_blocking=True)
         return self._here[1], torch.arange(len(index), device=self._device)
+
+    def any_of(self, index: Tensor) -> Found:
+        """Return images now, from the thread that asks: nothing was fetched ahead."""
+        return self._gather(index.cpu()).to(self._device), torch.arange(len(index), device=self._device)
 
     def close(self) -> None:
         self._forget(range(0))

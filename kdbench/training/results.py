@@ -233,6 +233,7 @@ def _cost(lane: Lane, machine: Machine) -> Cost:
         images_per_second=counters.images / max(counters.train_seconds, 1e-9),
         student_forwards=counters.student_forwards,
         teacher_forwards=round(counters.teacher_forwards),
+        teacher_cached=round(counters.teacher_cached),
         peak_memory_bytes=machine.peak_memory(),
         train_only_parameters=sum(size for key, size in trained.items() if key not in kept),
         deployed_parameters=deployed,

@@ -23,7 +23,8 @@ from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.lane import Lane
 from kdbench.training.looking import Onlooker
 from kdbench.training.meters import Glimpse
-from kdbench.training.networks import TeacherPass
+from kdbench.training.networks import Taught, TeacherPass
+from kdbench.training.teacher_cache import TeacherCache
 from kdbench.types import Features
 
 # What a device says when lanes together, or one of them, ask too much of it; afterwards no lane can be trusted.
@@ -79,6 +80,7 @@ class Trainer:
         validation: Validation split, or None.
         test: Test set; only its accuracy per epoch is reported.
         observer: Saves and watches.
+        cache: What the teachers said before, or None.
     """
 
     def __init__(
@@ -89,9 +91,10 @@ class Trainer:
         validation: Split | None,
         test: TestSet,
         observer: Observer,
+        cache: TeacherCache | None = None,
     ) -> None:
         self.lanes, self.batches, self.teachers = tuple(lanes), batches, tuple(teachers)
-        self.test, self.observer = test, observer
+        self.test, self.observer, self.cache = test, observer, cache
         compiles = lanes[0].anchor.step.compile
         self._teaching = [compiled(teacher) if compiles else teacher for teacher in teachers]
         size = lanes[0].anchor.evaluation.batch_size
@@ -152,7 +155,8 @@ class Trainer:
             return None
         # Per teacher: stage -1 is another one in each.
         unions = [reduce(or_, taps) for taps in zip(*wanted, strict=True)]
-        return TeacherPass(self._teaching, unions, group[0].teacher_precision, self.batches.device)
+        live = TeacherPass(self._teaching, unions, group[0].teacher_precision, self.batches.device)
+        return self.cache.before(live, wanted) if self.cache else live
 
     def _run_step(self, group: Sequence[Lane], teach: TeacherPass | None, step: int) -> None:
         inputs, features = self._shared(group, teach, step)
@@ -171,15 +175,16 @@ class Trainer:
         started = now()
         inputs = self.batches.batch(group[0].stream_key, step, mixed=group[0].phase.mixes)
         ready = now()
-        features = teach(inputs.images) if teach else ()
+        said = teach.of_batch(inputs) if teach else Taught()
         done = now()
         taught = [lane for lane in group if lane.taught] if teach else []
         for lane in group:
             lane.clock.charge("data", started, ready, 1 / len(group))
         for lane in taught:
             lane.clock.charge("teacher", ready, done, 1 / len(taught))
-            lane.counters.teacher_forwards += len(inputs.labels) * len(features) / len(taught)
-        return inputs, features
+            lane.counters.teacher_forwards += said.run / len(taught)
+            lane.counters.teacher_cached += said.recalled / len(taught)
+        return inputs, said.features
 
     def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features], teach: TeacherPass | None) -> None:
         try:

@@ -17,6 +17,7 @@ def words(place: Place, anchor: Path | str, methods: str = ",".join(METHODS)) ->
     return [
         "--method", methods, "--pair", "tiny_two", "--seeds", 1, "--anchor", anchor, "--per-class", 20,
         "--out", place.runs, "--teachers", place.teachers, "--threads", 1, "--executor", "inline",
+        "--teacher-cache", "off",
     ]  # fmt: skip
 
 

@@ -104,10 +104,16 @@ def test_a_cost_from_before_its_parts_were_metered_keeps_its_bytes() -> None:
     assert Cost.model_validate_json(metered.model_dump_json()) == metered
 
 
+def test_a_cost_without_cached_outputs_has_the_bytes_it_had(record: Record) -> None:
+    ones = dict.fromkeys(set(Cost.model_fields) - {"teacher_cached"}, 1)
+    assert "teacher_cached" not in Cost(**ones).model_dump_json()
+    assert Cost.model_validate_json(Cost(**ones, teacher_cached=7).model_dump_json()).teacher_cached == 7
+
+
 def test_numbers_are_the_results_that_are_there(record: Record) -> None:
     cost = Cost(
-        train_seconds=1.5, images_per_second=2.5, student_forwards=3, teacher_forwards=4, peak_memory_bytes=5,
-        train_only_parameters=6, deployed_parameters=7, deployed_flops=8,
+        train_seconds=1.5, images_per_second=2.5, student_forwards=3, teacher_forwards=4, teacher_cached=9,
+        peak_memory_bytes=5, train_only_parameters=6, deployed_parameters=7, deployed_flops=8,
     )  # fmt: skip
     accuracy = Accuracy(last=50.0, best=60.0, last5_mean=55.0, top5=90.0)
     results = {"nll": 1.25, "ece": None, "agreement_with_teacher": 75.0}
@@ -115,7 +121,8 @@ def test_numbers_are_the_results_that_are_there(record: Record) -> None:
     assert full.numbers() == {
         "accuracy.last": 50.0, "accuracy.best": 60.0, "accuracy.last5_mean": 55.0, "accuracy.top5": 90.0,
         "cost.train_seconds": 1.5, "cost.images_per_second": 2.5, "cost.student_forwards": 3.0,
-        "cost.teacher_forwards": 4.0, "cost.peak_memory_bytes": 5.0, "cost.train_only_parameters": 6.0,
+        "cost.teacher_forwards": 4.0, "cost.teacher_cached": 9.0, "cost.peak_memory_bytes": 5.0,
+        "cost.train_only_parameters": 6.0,
         "cost.deployed_parameters": 7.0, "cost.deployed_flops": 8.0, "nll": 1.25, "agreement_with_teacher": 75.0,
     }  # fmt: skip
     nothing = {"accuracy": None, "cost": None, "nll": None, "ece": None, "agreement_with_teacher": None}

@@ -1,0 +1,32 @@
+"""Where a machine keeps what teachers said, and how much of it; no result depends on either."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+GIB = 2**30
+SUFFIX = ".entries"
+
+
+@dataclass(frozen=True)
+class CachePlace:
+    """A folder and its limit.
+
+    Args:
+        folder: Root of the cache; it need not exist.
+        size: Most bytes of all files of entries together, each counted as if it were full.
+    """
+
+    folder: Path
+    size: int
+
+    def room(self, beside: Path) -> int:
+        """Return how many bytes a file may have, next to all others."""
+        others = (path for path in self.folder.rglob(f"*{SUFFIX}") if path != beside)
+        return self.size - sum(path.stat().st_size for path in others)
+
+
+def gibibytes(size: int) -> str:
+    """Return a number of bytes as people say it."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
