@@ -190,7 +190,7 @@ class Step(Section):
         False, description="compute activations again in the backward pass instead of keeping them: less memory"
     )
     compile: Annotated[bool, ADDED] = Field(
-        False, description="student and shared teachers compiled by torch.compile in training steps: other last bits"
+        False, description="student and shared teachers compiled in training steps; may end in other last bits"
     )
     teacher_cache: Annotated[Literal["exact", "half"], ADDED] = Field(
         "exact",

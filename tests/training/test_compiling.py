@@ -14,6 +14,7 @@ from kdbench.training.trainer import Interrupted
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_compiled_run(lab: Any) -> None:
     """With taps, a deployment of its own, an average and an interruption; torch counts what it compiled."""
     changes = {"schedule__epochs": 2, "step__ema_decay": 0.9}
