@@ -51,7 +51,7 @@ class Board:
 
 BOARDS = {
     "digits": Board("tiny", ("student", "vanilla_kd", "dkd", "crd", "reviewkd", "ft", "ab", "sskd"), "crd_short"),
-    "two_teachers": Board("tiny_two", ("student", "vanilla_kd", "asib"), "fair_baseline_smoke"),
+    "two_teachers": Board("tiny_two", ("student", "vanilla_kd", "asib"), "fair_baseline_short"),
     "res20_res8": Board(
         "res20_res8", ("student", "vanilla_kd", "dkd", "crd", "reviewkd", "ft", "sskd"), "crd_smoke", "npz"
     ),
