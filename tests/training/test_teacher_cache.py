@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from kdbench.errors import ConfigError
-from kdbench.training.networks import TeacherPass
 from kdbench.training.teacher_cache import CachePlace
 from kdbench.training.teacher_cache.entries import HEADER
 from kdbench.training.teacher_cache.filling import fill
@@ -91,10 +90,6 @@ def filled(lab: Any, place: CachePlace, *, embedding: bool = False, **changes: A
     anchor = lab.anchor(**changes)
     manifest = lab.place.teachers.manifest(lab.dataset, lab.teacher)
     return fill(manifest, lab.dataset, anchor, replace(lab.place, cache=place), embedding=embedding)
-
-
-def no_teacher(self: TeacherPass, images: torch.Tensor) -> tuple[Features, ...]:
-    raise AssertionError("a teacher was run")
 
 
 @pytest.mark.parametrize("changes", [{}, {"data__crop_padding": 8, "data__padding_mode": "reflect"}])
@@ -208,7 +203,8 @@ def test_flipped_bits_change_no_result(lab: Any, place: CachePlace, caplog: pyte
     (live, cached) = costs(trained)[0]
     assert 0.4 * EPOCHS * TRAIN < live < 0.8 * EPOCHS * TRAIN
     assert cached > 0.4 * EPOCHS * TRAIN
-    assert [message.endswith("has damaged entries; they are computed and written again") for message in caplog.messages]
+    (message,) = caplog.messages
+    assert message.endswith("has damaged entries; they are computed and written again")
 
 
 def test_a_full_disk_costs_one_warning(
