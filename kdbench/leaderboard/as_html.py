@@ -92,7 +92,7 @@ def to_html(board: Leaderboard) -> str:
 def _overview(index: int, view: Overview) -> _Overview:
     grids = [(ON_THESE, on_these(view)), *([(ON_NEW, on_new(view))] if view.general else [])]
     cleaned = tuple(
-        (words, [plain(head) for head in grid.heads], [[plain(cell) for cell in row] for row in grid.cells])
+        (words, [plain(head.title) for head in grid.heads], [[plain(cell) for cell in row] for row in grid.cells])
         for words, grid in grids
     )
     first, *notes = overview_notes(view, plain)

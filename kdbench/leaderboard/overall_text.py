@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from kdbench.leaderboard.heads import Head, against
 from kdbench.leaderboard.judgement import OverallGain, OverallRow, Overview
 from kdbench.leaderboard.text import NOT_AVAILABLE, STAR, escape, number, probability
 from kdbench.stats import ENOUGH_SEEDS, LEAST_DATASETS, LEAST_PAIRS, Interval
@@ -21,7 +22,7 @@ ON_THESE, ON_NEW = "On these pairs", "On pairs that were not run"
 class Grid:
     """Heads and cells in plain text; the first column is left-aligned and foreign, heads are foreign."""
 
-    heads: tuple[str, ...]
+    heads: tuple[Head, ...]
     cells: tuple[tuple[str, ...], ...]
 
 
@@ -41,15 +42,17 @@ def overview_markdown(view: Overview) -> str:
 def _markdown(grid: Grid) -> str:
     align = ["left", *["right"] * (len(grid.heads) - 1)]
     cells = [[escape(row[0]), *row[1:]] for row in grid.cells]
-    return tabulate(cells, [*map(escape, grid.heads)], tablefmt="pipe", colalign=align, disable_numparse=True)
+    return tabulate(
+        cells, [escape(head.title) for head in grid.heads], tablefmt="pipe", colalign=align, disable_numparse=True
+    )
 
 
 def on_these(view: Overview) -> Grid:
     """Return the gains on the pairs that were run: pairs fixed, seeds random."""
-    heads = ["method", "pairs"]
+    heads = [Head("method"), Head("pairs")]
     for name in view.baselines:
-        heads += [f"{head} vs {name}" for head in ("mean gain", "p", "sign-flip p", "improved %", "IQM")]
-    heads += ["gap closed %", "mean rank", "Borda"]
+        heads += [against(head, name) for head in ("mean gain", "p", "sign-flip p", "improved %", "IQM")]
+    heads += [Head("gap closed %"), Head("mean rank"), Head("Borda")]
     return Grid(tuple(heads), tuple(_line(row, len(view.pairs)) for row in view.rows))
 
 
@@ -77,9 +80,9 @@ def _gain(gain: OverallGain) -> list[str]:
 
 def on_new(view: Overview) -> Grid:
     """Return what the pairs say about pairs like them: pairs random, one value a pair."""
-    heads = ["method"]
+    heads = [Head("method")]
     for name in view.baselines:
-        heads += [f"{head} vs {name}" for head in ("mean gain", "Wilcoxon p", "P(gain > ROPE)", "P(within ROPE)")]
+        heads += [against(head, name) for head in ("mean gain", "Wilcoxon p", "P(gain > ROPE)", "P(within ROPE)")]
     return Grid(tuple(heads), tuple(_new_line(row) for row in view.rows))
 
 

@@ -17,6 +17,7 @@ from kdbench.leaderboard import build, columns, to_csv, to_html, to_latex, to_ma
 from kdbench.leaderboard.claim_files import ClaimFile
 from kdbench.leaderboard.columns import Column, Group
 from kdbench.leaderboard.details import Details
+from kdbench.leaderboard.heads import Head
 from kdbench.leaderboard.summary import compared, statement
 
 VOID = {"meta", "input", "link", "br"}
@@ -168,7 +169,7 @@ def test_fifty_methods_and_twenty_pairs_stay_below_two_megabytes() -> None:
 
 def test_a_new_column_appears_in_every_output(monkeypatch: pytest.MonkeyPatch) -> None:
     def group() -> Group:
-        column = Column("p | q", lambda _: "0.5 & more", lambda _: 0.5, lambda _: Details(((0, "0.25"),), ("so",)))
+        column = Column(Head("p | q"), lambda _: "0.5 & more", lambda _: 0.5, lambda _: Details(((0, "0.25"),), ("so",)))
         return Group((column,), lambda quote: (f"p: of {quote('a|b')}.",), lambda _: {"p": 0.5})
 
     monkeypatch.setattr(columns, "_cost", group)
@@ -221,4 +222,4 @@ def test_withheld_claims_are_said_and_have_no_table() -> None:
     assert any(f"but {reason}: none of them is shown." in text for _, text in Page(to_html(board)).named("li"))
     assert to_html(board).count("<table") == 1
     assert f"but {reason}: none" in to_latex(board)
-    assert to_latex(board).count(r"\begin{table}") == 1
+    assert to_latex(board).count(r"\begin{table}") == 2  # results and costs
