@@ -63,7 +63,7 @@ class Group:
     Args:
         columns: Columns of the tables, from left to right.
         notes: What the footer says about them; it is given how to quote foreign text.
-        fields: What a row contributes to the CSV, with full precision; None is an empty field.
+        fields: What a row contributes to the CSV; None is an empty field.
         varies: Whether the names of the fields depend on the board; such fields end the line.
         aside: Whether an output that is short of width shows the columns in a table of their own.
     """

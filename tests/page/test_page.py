@@ -169,7 +169,8 @@ def test_fifty_methods_and_twenty_pairs_stay_below_two_megabytes() -> None:
 
 def test_a_new_column_appears_in_every_output(monkeypatch: pytest.MonkeyPatch) -> None:
     def group() -> Group:
-        column = Column(Head("p | q"), lambda _: "0.5 & more", lambda _: 0.5, lambda _: Details(((0, "0.25"),), ("so",)))
+        behind = Details(((0, "0.25"),), ("so",))
+        column = Column(Head("p | q"), lambda _: "0.5 & more", lambda _: 0.5, lambda _: behind)
         return Group((column,), lambda quote: (f"p: of {quote('a|b')}.",), lambda _: {"p": 0.5})
 
     monkeypatch.setattr(columns, "_cost", group)
