@@ -36,6 +36,7 @@ OPEN = "open division: its rows follow different protocols"
 ADVICE = (0.3, 0.5)  # points: gains that papers report
 LEAST_FOR_SPREAD = 3  # seeds: two tell next to nothing of a spread
 STD_DIGITS = 2
+STABLE_DIGITS = 9
 
 
 def judge(
@@ -206,4 +207,5 @@ def _rho(scores: Mapping[str, Mapping[int, float]], unstable: set[str]) -> float
     if len(varied) < 2 or values.shape[1] < LEAST_FOR_SPREAD:
         return None
     correlations = np.asarray(np.corrcoef(varied))
-    return float(np.median(correlations[np.triu_indices(len(varied), 1)]))
+    # Of a sum that cancels to nothing, no digit is the same on two machines.
+    return round(float(np.median(correlations[np.triu_indices(len(varied), 1)])), STABLE_DIGITS)

@@ -62,7 +62,7 @@ def _overview(tables: Sequence[Table]) -> Overview:
     general = len(tables) >= LEAST_PAIRS and len(set(datasets.values())) >= LEAST_DATASETS
     baselines = tuple(dict.fromkeys(name for table in tables for name in table.baselines if name in kept))
     unstable = {method for method, rows in kept.items() if _unstable(rows)}
-    gains = {name: _gains(kept, name, tuple(datasets), general) for name in baselines}
+    gains = {name: _gains(kept, name, tuple(datasets), general, unstable) for name in baselines}
     order = _order(kept, tuple(datasets))
     rows = [_row(method, kept[method], gains, order, tables) for method in kept]
     scores = {method: {pair: row.scores for pair, row in rows.items()} for method, rows in kept.items()}
@@ -104,12 +104,12 @@ def _configuration(row: Row) -> str:
 
 
 def _gains(
-    methods: Mapping[str, ByPair], baseline: str, pairs: tuple[str, ...], general: bool
+    methods: Mapping[str, ByPair], baseline: str, pairs: tuple[str, ...], general: bool, unstable: set[str]
 ) -> dict[str, OverallGain]:
     """Return the gain of each method over one baseline, corrected for the number of methods."""
     others = [method for method in methods if method != baseline]
     held = {method: _differences(methods[method], methods[baseline]) for method in others}
-    wild = [method for method in others if _unstable(methods[method]) or _unstable(methods[baseline])]
+    wild = set(others) if baseline in unstable else unstable
     tests = {method: stratified_t(held[method].values) for method in others if held[method].values}
     adjusted = holm([tests[method].p if method in tests and method not in wild else None for method in others])
     found = {}
