@@ -116,5 +116,18 @@ def background(table: Table, quote: Quote) -> tuple[str, ...]:
     return (
         f"alpha {judgement.alpha:g}; ROPE ±{number(judgement.rope)} pt; both are kdbench's, the same for every board. "
         f"Pairing: rho {rho} (median correlation of two methods over seeds).",
+        *_level(table),
         *(outside if judgement.outside else ()),
     )
+
+
+def _level(table: Table) -> Iterator[str]:
+    """Say how well a level is known; it is no error of a difference, since all networks answer the same images."""
+    level, images = table.judgement.level, table.judgement.images
+    if level:
+        ends = f"{number(level.interval.low)} to {number(level.interval.high)} %"
+        yield (
+            f"Level: one network with {number(level.accuracy)} % of {images:,} test images right, which is the highest "
+            f"mean, has a 95 % Wilson interval of {ends}: of a level, not of a difference, since all methods answer "
+            "the same images."
+        )

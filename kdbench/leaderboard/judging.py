@@ -19,6 +19,7 @@ from kdbench.stats import (
     BoldSet,
     Comparison,
     Decision,
+    Level,
     blocked_anova,
     bold_set,
     complete_blocks,
@@ -30,6 +31,7 @@ from kdbench.stats import (
     tie_groups,
     tost,
     unclaimable,
+    wilson,
 )
 
 OPEN = "open division: its rows follow different protocols"
@@ -81,7 +83,10 @@ def judge(
         for row in rows
     ]
     families = tuple((name, sum(row.method != name for row in part)) for name in baselines)
+    level, images = _level(part, answers[0])
     return judged, Judgement(
+        level=level,
+        images=images,
         best=best,
         decision=decision,
         families=families,
@@ -92,6 +97,16 @@ def judge(
         rho=_rho(scores, unstable),
         unanswered=sum(_unanswered(gain) for row in judged for gain in row.gains),
     )
+
+
+def _level(rows: Sequence[Row], answers: BySeed) -> tuple[Level | None, int]:
+    """Return the accuracy of one network as good as the best row's mean, and its images, where they are known."""
+    sizes = {one.images for runs in answers.values() for one in runs.values()}
+    means = [row.scored.mean for row in rows if row.scored]
+    if len(sizes) != 1 or not means:
+        return None, 0
+    (images,) = sizes
+    return (wilson(round(max(means) * images / 100), images), images) if images else (None, 0)
 
 
 def _unanswered(gain: Gain) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
 from kdbench.leaderboard.heads import Head, against
 from kdbench.leaderboard.judgement import OverallGain, OverallRow, Overview
-from kdbench.leaderboard.text import NOT_AVAILABLE, STAR, escape, number, probability
+from kdbench.leaderboard.text import DAGGER, NOT_AVAILABLE, STAR, escape, number, probability
 from kdbench.stats import ENOUGH_SEEDS, LEAST_DATASETS, LEAST_PAIRS, Interval
 
 Quote = Callable[[object], str]
@@ -70,7 +70,7 @@ def _gain(gain: OverallGain) -> list[str]:
         return [f"{NOT_AVAILABLE} ({gain.unclaimed})", *[NOT_AVAILABLE] * 4]
     doubt = f" ({gain.unclaimed})" if gain.unclaimed else ""
     return [
-        f"{number(gain.mean, signed=True)} [{_ends(gain.interval)}]{STAR * gain.star}{doubt}",
+        f"{number(gain.mean, signed=True)} [{_ends(gain.interval)}]{STAR * gain.star}{DAGGER * gain.dagger}{doubt}",
         probability(gain.p_holm),
         NOT_AVAILABLE if gain.p_flip is None else f"{probability(gain.p_flip)} (floor {probability(gain.floor)})",
         number(None if gain.improved is None else 100 * gain.improved, 0),
@@ -143,6 +143,7 @@ def _reading(view: Overview, quote: Quote) -> Iterator[str]:
             f"{quote(STAR)}: p < {view.alpha:g}, with at least {ENOUGH_SEEDS} seeds, and all that were planned, on "
             "every pair."
         )
+    yield from _images([gain for row in view.rows for gain in row.gains if gain and gain.mean is not None])
     yield (
         "improved: share of all pairs and seeds on which the method is better, ties one half. IQM: mean of the middle "
         "half of all gains in points. mean rank, Borda: an order for display, no test. gap closed: share of the way to "
@@ -154,6 +155,16 @@ def _reading(view: Overview, quote: Quote) -> Iterator[str]:
             f"p after Holm; posterior probabilities of a gain above and within ±{number(view.rope)} pt (ROPE) on "
             "another pair, a claim from 0.95 on."
         )
+
+
+def _images(gains: Sequence[OverallGain]) -> Iterator[str]:
+    if any(gain.dagger for gain in gains):
+        yield (
+            f"{DAGGER}: significant over seeds, but below 1.96 SE_test, in which errors of pairs on one dataset add "
+            "up: shown for these test images, not for others of their kind. It makes no winner."
+        )
+    if any(gain.star and gain.se_test is None for gain in gains):
+        yield "Predictions of some runs are not there: whether their gains hold for other test images is not known."
 
 
 def _limits(view: Overview, quote: Quote) -> Iterator[str]:
