@@ -17,7 +17,7 @@ from kdbench.leaderboard.notes import circumstances, reading
 from kdbench.leaderboard.overall_text import ON_NEW, ON_THESE, on_new, on_these, overview_notes
 from kdbench.leaderboard.overall_text import title as overview_title
 from kdbench.leaderboard.plots import Figure, board_figures, figures
-from kdbench.leaderboard.summary import compared, statement
+from kdbench.leaderboard.summary import compared, headline, statement
 from kdbench.leaderboard.text import plain
 
 _FOLDER = "templates"
@@ -39,6 +39,7 @@ class _Section:
     title: str
     heads: tuple[Column, ...]
     rows: tuple[tuple[_Cell, ...], ...]
+    headline: str
     statement: str
     reading: tuple[str, ...]
     circumstances: tuple[str, ...]
@@ -107,6 +108,7 @@ def _section(index: int, table: Table) -> _Section:
         title=plain(table.title),
         heads=shown,
         rows=tuple(_row(row, shown) for row in table.rows),
+        headline=plain(headline(table)),
         statement=plain(statement(table)),
         reading=tuple(reading(table, quote=plain)),
         circumstances=tuple(circumstances(table, quote=plain)),
