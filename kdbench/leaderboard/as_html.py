@@ -125,7 +125,7 @@ def _row(row: Row, shown: tuple[Column, ...]) -> tuple[_Cell, ...]:
 def _cell(row: Row, column: Column) -> _Cell:
     value = column.sort(row)
     if isinstance(value, float):
-        sort = f"{value:.6g}" if math.isfinite(value) else ""
+        sort = f"{value:.5g}" if math.isfinite(value) else ""
     else:
         sort = "" if value is None else plain(value)
     return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right, column.strong(row))
