@@ -52,7 +52,7 @@ def read_answers(cell: Cell) -> Answers | None:
         return None
     try:
         with ZipFile(path) as archive:
-            bits, images = _array(archive.read("correct.npy")), int(_array(archive.read("count.npy")).item())
+            bits, images = _array(archive, "correct"), int(_array(archive, "count").item())
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise StoreError(f"{path}: not the predictions of a run ({_why(error)}); {_REMEDY}") from error
     if bits.dtype != np.uint8 or bits.shape != (-(-images // 8),):
@@ -69,8 +69,11 @@ def read_answers(cell: Cell) -> Answers | None:
 _REMEDY = "restore it, or remove it to do without SE_test"
 
 
-def _array(file: bytes) -> NDArray[Any]:
-    """Return what a ``.npy`` file holds; numpy's own reader takes most of its time for headers, which are all alike."""
+def _array(archive: ZipFile, name: str) -> NDArray[Any]:
+    """Return one array; numpy's own reader takes most of its time for headers, which are all alike."""
+    if f"{name}.npy" not in archive.namelist():
+        raise KeyError(name)
+    file = archive.read(f"{name}.npy")
     start = 10 + int.from_bytes(file[8:10], "little")
     shape, kind = _header(file[:start])
     return np.frombuffer(file, kind, offset=start).reshape(shape)
