@@ -71,8 +71,8 @@ def test_the_table_has_every_number_with_its_seeds() -> None:
     costs = ["train s", "params", "agreement %", "forwards", "peak MiB", "FLOPs"]
     assert heads == ["method", "ok", "accuracy %", *gains, *costs]
     cells = [(text, given.get("data-s"), given.get("data-d", "")) for given, text in page.named("td")][12:24]
-    assert cells[1] == ("72.17 ± 1.04", "72.1667", "0: 71.00\n1: 72.50\n2: 73.00")
-    assert cells[2] == ("+1.17 [+0.45, +1.88]", "1.16667", "0: +1.00\n1: +1.50\n2: +1.00\nn = 3, sd 0.29")
+    assert cells[1] == ("72.17 ± 1.04", "72.167", "0: 71.00\n1: 72.50\n2: 73.00")
+    assert cells[2] == ("+1.17 [+0.45, +1.88]", "1.1667", "0: +1.00\n1: +1.50\n2: +1.00\nn = 3, sd 0.29")
     assert cells[3] == ("0.040 (n=3)", "0.039608", "uncorrected 0.020\nnot to be claimed: 3 of 5 seeds")
     assert cells[4] == ("-", "", "")
     assert cells[0] == ("3/3", "3", "ok: seeds 0-2")
