@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
 from kdbench.config.schema import ADDED, Anchor, Name, Section, canonical_sha256
 
@@ -66,6 +68,19 @@ class DeclaredDeviation(Section):
     reason: str
 
 
+def _shared_anchor(value: object) -> object:
+    """Return the one anchor that equal trees stand for: a store has thousands of specs of a few protocols."""
+    try:
+        return _anchor(json.dumps(value)) if isinstance(value, dict) else value
+    except (TypeError, ValueError):
+        return value  # the validation that follows says what is wrong with it
+
+
+@lru_cache(maxsize=256)
+def _anchor(text: str) -> Anchor:
+    return Anchor.model_validate(json.loads(text))
+
+
 class RunSpec(Section):
     """One cell of a plan: one student, trained once."""
 
@@ -83,7 +98,7 @@ class RunSpec(Section):
     # What each teacher is trained on; empty = the run's own dataset.
     teacher_datasets: Annotated[tuple[DatasetRef, ...], ADDED] = ()
     dataset: DatasetRef
-    anchor: Anchor
+    anchor: Annotated[Anchor, BeforeValidator(_shared_anchor)]
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
     @property

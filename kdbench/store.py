@@ -171,7 +171,8 @@ class RunStore:
     def runs(self) -> list[tuple[RunFolder, RunSpec]]:
         """Return all planned runs, sorted by id."""
         # No part of a run id begins with a dot: whatever does is a copy that is not complete.
-        paths = sorted(path for path in self.root.rglob(SPEC) if not _hidden(path.relative_to(self.root)))
+        found = (path for path in self.root.rglob(SPEC) if not _hidden(path.relative_to(self.root)))
+        paths = sorted(found, key=lambda path: path.parts)
         return [(RunFolder(path.parent), parse_json(RunSpec, path)) for path in paths]
 
 

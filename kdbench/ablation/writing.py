@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from kdbench.ablation.expanding import Ablation
 from kdbench.ablation.results import Rung
 from kdbench.files import write_atomic
 from kdbench.leaderboard.as_json import of_run
+from kdbench.leaderboard.json_text import json_text
 from kdbench.leaderboard.text import NOT_AVAILABLE, accuracy, escape, finished, gain, number, ranges, seconds
 
 FOLDER = "ablations"
@@ -71,7 +71,7 @@ def _reading(ablation: Ablation, steps: Sequence[Rung]) -> list[str]:
 
 
 def to_json(ablation: Ablation, steps: Sequence[Rung]) -> str:
-    """Return the table with every number behind it as indented ASCII JSON."""
+    """Return the table with every number behind it as ASCII JSON."""
     ladder, spec = ablation.ladder, ablation.plan.runs[0]
     tree: dict[str, JsonValue] = {
         "schema_version": 1,
@@ -83,7 +83,7 @@ def to_json(ablation: Ablation, steps: Sequence[Rung]) -> str:
         "pair": spec.pair,
         "steps": [_tree(step) for step in steps],
     }
-    return json.dumps(tree, indent=2, allow_nan=False) + "\n"
+    return json_text(tree) + "\n"
 
 
 def _tree(step: Rung) -> JsonValue:

@@ -333,7 +333,11 @@ def _flatten(tree: dict[str, object], prefix: str = "") -> Iterator[tuple[str, o
             yield prefix + key, value
 
 
+def canonical_json(value: object) -> str:
+    """Return the JSON of a value with sorted keys, without spaces, in ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 def canonical_sha256(value: object) -> str:
-    """Return the sha256 of the canonical JSON of a value (sorted keys, no spaces, ASCII)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the sha256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

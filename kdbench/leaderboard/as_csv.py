@@ -1,4 +1,4 @@
-"""The leaderboard as CSV: one line per table row, for spreadsheets; numbers with full precision."""
+"""The leaderboard as CSV: one line per table row, for spreadsheets; numbers have ten digits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 
 from kdbench.leaderboard.claims_text import claim_columns, claim_names
 from kdbench.leaderboard.columns import Value, groups
+from kdbench.leaderboard.json_text import settled
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.text import plain
 
@@ -43,6 +44,8 @@ def _line(table: Table, row: Row, by: list[str]) -> Line:
 
 
 def _safe(value: Value) -> Value:
+    if isinstance(value, float):
+        return settled(value)
     if not isinstance(value, str):
         return value
     text = plain(value)

@@ -17,7 +17,7 @@ from kdbench.leaderboard.notes import circumstances, reading
 from kdbench.leaderboard.overall_text import ON_NEW, ON_THESE, on_new, on_these, overview_notes
 from kdbench.leaderboard.overall_text import title as overview_title
 from kdbench.leaderboard.plots import Figure, board_figures, figures
-from kdbench.leaderboard.summary import compared, statement
+from kdbench.leaderboard.summary import compared, headline, statement
 from kdbench.leaderboard.text import plain
 
 _FOLDER = "templates"
@@ -39,6 +39,7 @@ class _Section:
     title: str
     heads: tuple[Column, ...]
     rows: tuple[tuple[_Cell, ...], ...]
+    headline: str
     statement: str
     reading: tuple[str, ...]
     circumstances: tuple[str, ...]
@@ -92,7 +93,7 @@ def to_html(board: Leaderboard) -> str:
 def _overview(index: int, view: Overview) -> _Overview:
     grids = [(ON_THESE, on_these(view)), *([(ON_NEW, on_new(view))] if view.general else [])]
     cleaned = tuple(
-        (words, [plain(head) for head in grid.heads], [[plain(cell) for cell in row] for row in grid.cells])
+        (words, [plain(head.title) for head in grid.heads], [[plain(cell) for cell in row] for row in grid.cells])
         for words, grid in grids
     )
     first, *notes = overview_notes(view, plain)
@@ -107,6 +108,7 @@ def _section(index: int, table: Table) -> _Section:
         title=plain(table.title),
         heads=shown,
         rows=tuple(_row(row, shown) for row in table.rows),
+        headline=plain(headline(table)),
         statement=plain(statement(table)),
         reading=tuple(reading(table, quote=plain)),
         circumstances=tuple(circumstances(table, quote=plain)),
@@ -123,7 +125,7 @@ def _row(row: Row, shown: tuple[Column, ...]) -> tuple[_Cell, ...]:
 def _cell(row: Row, column: Column) -> _Cell:
     value = column.sort(row)
     if isinstance(value, float):
-        sort = f"{value:.6g}" if math.isfinite(value) else ""
+        sort = f"{value:.5g}" if math.isfinite(value) else ""
     else:
         sort = "" if value is None else plain(value)
     return _Cell(plain(column.text(row)), sort, _lines(column.details(row)), column.right, column.strong(row))

@@ -1,14 +1,13 @@
-"""The leaderboard as JSON: every seed's value and every number behind the tables, with full precision."""
+"""The leaderboard as JSON: every seed's value and every number behind the tables."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict
 
 from pydantic import JsonValue
 
 from kdbench.leaderboard.claims_text import NEVER
+from kdbench.leaderboard.json_text import json_text
 from kdbench.leaderboard.judged_text import verdict
 from kdbench.leaderboard.model import SPENT, Claim, Gain, Leaderboard, Outcome, Row, Table
 from kdbench.stats import Summary
@@ -18,13 +17,13 @@ Tree = dict[str, JsonValue]
 
 
 def to_json(board: Leaderboard) -> str:
-    """Return the board as indented ASCII JSON; what is unknown or not finite is null."""
+    """Return the board as ASCII JSON; what is unknown or not finite is null, other numbers have ten digits."""
     tree: Tree = {"schema_version": SCHEMA_VERSION, "tables": [_table(table) for table in board.tables]}
     if board.overviews:
         tree["overviews"] = [asdict(view) for view in board.overviews]
     if board.ranks:
         tree["mean_ranks"] = asdict(board.ranks)
-    return json.dumps(finite(tree), indent=2, allow_nan=False) + "\n"
+    return json_text(tree) + "\n"
 
 
 def _table(table: Table) -> Tree:
@@ -153,12 +152,3 @@ def _gain(gain: Gain) -> Tree:
         "se_test": gain.se_test,
         "unclaimed_because": gain.unclaimed,
     }
-
-
-def finite(value: JsonValue) -> JsonValue:
-    """Return the tree with null for every number JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    return [finite(part) for part in value] if isinstance(value, list | tuple) else value

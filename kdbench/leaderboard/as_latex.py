@@ -1,21 +1,25 @@
-"""The leaderboard as LaTeX: one booktabs table each, for a paper to input."""
+"""The leaderboard as LaTeX: booktabs tables as wide as the text at most, for a paper to input."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 
 from kdbench.leaderboard.claims_text import ALIGN, HEADERS, TITLE, claim_cells, claim_notes
-from kdbench.leaderboard.columns import Column, columns
+from kdbench.leaderboard.columns import Column, Group, groups
+from kdbench.leaderboard.heads import Head
+from kdbench.leaderboard.judged_text import verdict
 from kdbench.leaderboard.judgement import Overview
 from kdbench.leaderboard.model import Leaderboard, Row, Table
-from kdbench.leaderboard.notes import circumstances, reading
+from kdbench.leaderboard.notes import circumstances, explained, grounds
 from kdbench.leaderboard.overall_text import ON_NEW, ON_THESE, on_new, on_these, overview_notes, title
 from kdbench.leaderboard.text import plain
 
-_HEAD = r"""% Made by kdbench leaderboard. In the preamble: \usepackage{booktabs}. Read it with \input{leaderboard}.
-% Captions say what the numbers are; failures, versions and hashes stand in comments below each table."""
+_HEAD = r"""% Made by kdbench leaderboard. In the preamble: \usepackage{booktabs,graphicx}; then \input{leaderboard}.
+% Notes below a table say what its numbers are; failures, versions and hashes stand in comments."""
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -59,29 +63,53 @@ def _character(character: str) -> str:
 
 
 def _table(table: Table, number: int) -> str:
-    shown = columns(table)
-    lines = _grid(
-        label=f"leaderboard-{number}",
-        short=table.title,
-        caption=reading(table, quote=plain),
+    """Return the results, then what they cost: side by side they would be wider than a page."""
+    parts = groups(table)
+    results = [group for group in parts if not group.aside]
+    grids = [
+        _part(table, results, f"leaderboard-{number}", table.title, verdict(table), grounds(table, plain)),
+        *(
+            _part(table, [_named(parts[0]), group], f"costs-{number}", f"{table.title}: costs", "", [])
+            for group in parts
+            if group.aside
+        ),
+    ]
+    comments = (f"% {note}" for note in circumstances(table, quote=plain))
+    return "\n".join([*(line for grid in grids for line in grid), *comments, *_claims(table, number)])
+
+
+def _named(who: Group) -> Group:
+    """Return the names of the rows alone."""
+    return replace(who, columns=who.columns[:1])
+
+
+def _part(
+    table: Table, parts: Sequence[Group], label: str, short: str, caption: str, further: Sequence[str]
+) -> list[str]:
+    shown = tuple(column for group in parts for column in group.columns)
+    return _grid(
+        label=label,
+        short=short,
+        caption=caption,
+        notes=[*explained(parts, plain), *further],
         align="".join("r" if column.right else "l" for column in shown),
-        head=[quote(column.title) for column in shown],
+        heads=[column.head for column in shown],
         rows=[_row(row, shown) for row in table.rows],
     )
-    comments = (f"% {note}" for note in circumstances(table, quote=plain))
-    return "\n".join([*lines, *comments, *_claims(table, number)])
 
 
 def _overview(view: Overview, number: int) -> Iterator[str]:
-    """Return the tables of all pairs together; what they rest on stands in the caption of the first."""
+    """Return the tables of all pairs together; what they rest on stands below the first."""
     grids = [("these", ON_THESE, on_these(view)), *([("new", ON_NEW, on_new(view))] if view.general else [])]
+    first, *others = overview_notes(view, plain)
     for place, (key, words, grid) in enumerate(grids):
         lines = _grid(
             label=f"overview-{key}-{number}",
             short=f"{title(view)}: {words}",
-            caption=overview_notes(view, plain) if place == 0 else [],
+            caption=first if place == 0 else "",
+            notes=others if place == 0 else [],
             align="l" + "r" * (len(grid.heads) - 1),
-            head=[quote(head) for head in grid.heads],
+            heads=grid.heads,
             rows=[[quote(row[0]), *map(_own, row[1:])] for row in grid.cells],
         )
         yield "\n".join(lines)
@@ -95,29 +123,54 @@ def _claims(table: Table, number: int) -> list[str]:
     return _grid(
         label=f"claimed-{number}",
         short=f"{TITLE}: {table.title}",
-        caption=said,
+        caption="",
+        notes=said,
         align="".join(side[0] for side in ALIGN),
-        head=[quote(head) for head in HEADERS],
+        heads=[Head(title) for title in HEADERS],
         rows=[[_own(cell) for cell in claim_cells(claim, quote=plain)] for claim in table.claims.shown],
     )
 
 
-def _grid(label: str, short: str, caption: list[str], align: str, head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return a table's lines; short title and caption are plain text, heads and cells are LaTeX."""
+def _grid(
+    label: str, short: str, caption: str, notes: Sequence[str], align: str, heads: Sequence[Head], rows: list[list[str]]
+) -> list[str]:
+    """Return a table's lines; cells are LaTeX, all else is plain text."""
     return [
         r"\begin{table}[htbp]",
         r"  \centering\small",
-        f"  \\caption[{quote(short)}]{{{quote(' '.join([f'{short}.', *caption]))}}}",
-        f"  \\label{{tab:{label}}}",
+        f"  \\caption[{quote(short)}]{{{quote(f'{short}. {caption}')}}}",
+        f"  \\label{{tab:{label}}}\\smallskip",
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         f"  \\begin{{tabular}}{{{align}}}",
         r"    \toprule",
-        f"    {' & '.join(head)} \\\\",
+        *_heads(heads),
         r"    \midrule",
         *(f"    {' & '.join(row)} \\\\" for row in rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
+        r"  \end{tabular}}",
+        *_below(notes),
         r"\end{table}",
     ]
+
+
+def _heads(heads: Sequence[Head]) -> list[str]:
+    """Return the line of the heads; above it those that neighbours share, each with a rule over its columns."""
+    own = f"    {' & '.join(quote(head.own or head.title) for head in heads)} \\\\"
+    spans = [(over, len(list(columns))) for over, columns in groupby(head.over for head in heads)]
+    if not any(over for over, _ in spans):
+        return [own]
+    cells, rules, last = [], [], 0
+    for over, width in spans:
+        first, last = last + 1, last + width
+        cells += [f"\\multicolumn{{{width}}}{{c}}{{{quote(over)}}}"] if over else [""] * width
+        rules += [f"\\cmidrule(lr){{{first}-{last}}}"] if over else []
+    return [f"    {' & '.join(cells)} \\\\", f"    {' '.join(rules)}", own]
+
+
+def _below(notes: Sequence[str]) -> list[str]:
+    if not notes:
+        return []
+    return [r"  \par\smallskip", r"  \parbox{\linewidth}{\scriptsize", *(f"  {quote(note)}" for note in notes), "  }"]
 
 
 def _row(row: Row, shown: tuple[Column, ...]) -> list[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import TypeVar
 
-from kdbench.config.schema import Anchor
+from kdbench.leaderboard.hashing import hash_of_row
 from kdbench.leaderboard.model import Cell
 from kdbench.records import Record
 from kdbench.spec import RunSpec
@@ -33,8 +32,9 @@ def cell_problems(cell: Cell) -> list[str]:
     facts = [(key, said[key], planned[key]) for key in planned]
     for key, there, here in (*facts, *_hashes(cell, record)):
         if there != here:
+            was, now = _short(_text(there)), _short(_text(here))
             return [
-                f"{cell.label}: {key} is {_short(there)} in the record and {_short(here)} in the spec beside it; "
+                f"{cell.label}: {key} is {was} in the record and {now} in the spec beside it; "
                 "restore the file that was changed, or remove the run and start it again"
             ]
     if record.status == "ok":
@@ -62,13 +62,7 @@ def anchor_problems(groups: Mapping[tuple[str, str, str], Sequence[Cell]]) -> li
 
 
 def _anchors(cells: Iterable[Cell]) -> list[tuple[Cell, str]]:
-    return [(cell, _anchor_sha256(cell.spec.anchor.model_dump_json())) for cell in cells]
-
-
-@lru_cache(maxsize=1024)
-def _anchor_sha256(text: str) -> str:
-    """Return the hash of an anchor by its JSON, which thousands of runs share and takes a hundredth of the time."""
-    return Anchor.model_validate_json(text).sha256
+    return [(cell, cell.anchor_sha256) for cell in cells]
 
 
 def group_problems(where: str, cells: Sequence[Cell]) -> list[str]:
@@ -112,13 +106,14 @@ def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:
     remedy = "a row holds one configuration: leave one group out or put it in a leaderboard of its own"
     found = [
         _two(where, "method versions", [(cell, str(cell.spec.method_version)) for cell in cells], remedy),
-        _two(where, "sets of options", [(cell, _json(cell.spec.options)) for cell in cells], remedy),
-        _two(where, "sets of deviations", [(cell, _deviations(cell.spec)) for cell in cells], remedy),
+        _two(where, "sets of options", [(cell, _text(cell.spec.options)) for cell in cells], remedy),
+        _two(where, "sets of deviations", [(cell, _text(cell.spec.deviations)) for cell in cells], remedy),
     ]
     problems = [problem for problem in found if problem]
     if not problems:
         # Whatever else is hashed; the checks above only say it better.
-        seedless = _seedless(cells)
+        several = len({cell.of_row for cell in cells}) > 1
+        seedless = [(cell, hash_of_row(cell.of_row, 0) if several else "") for cell in cells]
         rest = _two(where, "configurations (sha256 without the seed)", seedless, remedy)
         problems = [rest] if rest else []
     for seed, same in group_by(cells, lambda cell: cell.spec.seed).items():
@@ -130,23 +125,23 @@ def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:
     return problems
 
 
-def _facts(side: RunSpec | Record) -> dict[str, str]:
+def _facts(side: RunSpec | Record) -> dict[str, object]:
     """Return what a spec and its record both say."""
     return {
         "method": side.method,
-        "method_version": str(side.method_version),
+        "method_version": side.method_version,
         "variant": side.variant,
-        "options": _json(side.options),
-        "deviations": _deviations(side),
+        "options": side.options,
+        "deviations": side.deviations,
         "pair": side.pair,
-        "seed": str(side.seed),
+        "seed": side.seed,
         "dataset.fingerprint": (side.dataset if isinstance(side, RunSpec) else side.dataset_ref).fingerprint,
         "run_id": side.run_id,
     }
 
 
 def _hashes(cell: Cell, record: Record) -> Iterator[tuple[str, str, str]]:
-    yield "anchor_sha256", record.anchor_sha256, _anchor_sha256(cell.spec.anchor.model_dump_json())
+    yield "anchor_sha256", record.anchor_sha256, cell.anchor_sha256
     yield "config_sha256", record.config_sha256, cell.config_sha256
 
 
@@ -174,21 +169,8 @@ def _short(value: str) -> str:
     return " + ".join(part[:12] for part in parts) if hashes else value
 
 
-def _seedless(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
-    """Return each cell's hash without its seed; equal specs are hashed once."""
-    known: dict[str, str] = {}
-    found = []
-    for cell in cells:
-        text = cell.spec.model_dump_json(exclude={"seed"})
-        if text not in known:
-            known[text] = cell.spec.model_copy(update={"seed": 0}).config_sha256
-        found.append((cell, known[text]))
-    return found
-
-
-def _deviations(side: RunSpec | Record) -> str:
-    return _json([deviation.model_dump(mode="json") for deviation in side.deviations])
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True)
+def _text(value: object) -> str:
+    """Return a fact as messages show it; texts as they are."""
+    if isinstance(value, tuple):
+        value = [deviation.model_dump(mode="json") for deviation in value]
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

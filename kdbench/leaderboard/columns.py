@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kdbench.leaderboard import details, judged_text
 from kdbench.leaderboard.details import Details
+from kdbench.leaderboard.heads import Head, against
 from kdbench.leaderboard.model import SPENT, STATUSES, Gain, Part, Row, Table
 from kdbench.leaderboard.text import (
     accuracy,
@@ -32,7 +33,7 @@ class Column:
     """One column.
 
     Args:
-        title: Its head, in plain text.
+        head: What stands over it.
         text: What a row shows, in plain text.
         sort: By what rows are sorted; None comes last.
         details: What lies behind it: each seed with its value, or its status.
@@ -41,13 +42,18 @@ class Column:
         strong: Whether a row's text stands in bold.
     """
 
-    title: str
+    head: Head
     text: Callable[[Row], str]
     sort: Callable[[Row], str | float | None]
     details: Callable[[Row], Details]
     foreign: bool = False
     right: bool = True
     strong: Callable[[Row], bool] = lambda _: False
+
+    @property
+    def title(self) -> str:
+        """Its head in one line."""
+        return self.head.title
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,16 @@ class Group:
     Args:
         columns: Columns of the tables, from left to right.
         notes: What the footer says about them; it is given how to quote foreign text.
-        fields: What a row contributes to the CSV, with full precision; None is an empty field.
+        fields: What a row contributes to the CSV; None is an empty field.
         varies: Whether the names of the fields depend on the board; such fields end the line.
+        aside: Whether an output that is short of width shows the columns in a table of their own.
     """
 
     columns: tuple[Column, ...]
     notes: Callable[[Quote], tuple[str, ...]]
     fields: Callable[[Row], Mapping[str, Value]]
     varies: bool = False
+    aside: bool = False
 
 
 def groups(table: Table) -> tuple[Group, ...]:
@@ -84,8 +92,10 @@ def _nothing(_: Quote) -> tuple[str, ...]:
 def _who() -> Group:
     return Group(
         columns=(
-            Column("method", lambda r: r.method, lambda r: r.method, details.configuration, foreign=True, right=False),
-            Column("ok", finished, lambda r: r.count("ok"), details.statuses, right=False),
+            Column(
+                Head("method"), lambda r: r.method, lambda r: r.method, details.configuration, foreign=True, right=False
+            ),
+            Column(Head("ok"), finished, lambda r: r.count("ok"), details.statuses, right=False),
         ),
         notes=_nothing,
         fields=lambda row: {
@@ -105,7 +115,7 @@ def _accuracy(table: Table) -> Group:
     return Group(
         columns=(
             Column(
-                "accuracy %",
+                Head("accuracy %"),
                 accuracy,
                 lambda row: row.scored.mean if row.scored else None,
                 details.accuracies,
@@ -120,7 +130,7 @@ def _accuracy(table: Table) -> Group:
 def _ties(table: Table) -> Group:
     """Return the tie groups, which stand for the ranks that a table of noisy means does not have."""
     column = Column(
-        "tie group", lambda row: row.ties or "-", lambda row: row.ties or None, lambda _: Details(), right=False
+        Head("tie group"), lambda row: row.ties or "-", lambda row: row.ties or None, lambda _: Details(), right=False
     )
     shown = any(row.ties for row in table.rows)
     return Group(
@@ -157,7 +167,7 @@ def _versus(table: Table, index: int, baseline: str) -> tuple[Column, ...]:
 
     def column(title: str, text: Callable[[Gain], str], sort: Callable[[Gain], float | None], more: Behind) -> Column:
         return Column(
-            f"{title} vs {baseline}",
+            against(title, baseline),
             lambda row: text(row.gains[index]),
             lambda row: sort(row.gains[index]),
             lambda row: more(row.gains[index]),
@@ -181,7 +191,7 @@ def _gain(index: int, baseline: str) -> Column:
         return difference.mean if difference else None
 
     return Column(
-        title=f"vs {baseline}",
+        head=against("gain", baseline, title=f"vs {baseline}"),
         text=lambda row: gain(row.gains[index]),
         sort=mean,
         details=lambda row: details.differences(row, row.gains[index]),
@@ -197,15 +207,15 @@ def _cost() -> Group:
     )
     return Group(
         columns=(
-            Column("train s", lambda r: seconds(r.train_seconds), lambda r: r.train_seconds, details.times),
+            Column(Head("train s"), lambda r: seconds(r.train_seconds), lambda r: r.train_seconds, details.times),
             Column(
-                "params",
+                Head("params"),
                 lambda row: parameters(row.deployed_parameters),
                 lambda row: row.deployed_parameters[0] if row.deployed_parameters else None,
                 details.sizes,
             ),
-            Column("agreement %", lambda r: number(r.agreement, 1), lambda r: r.agreement, details.agreements),
-            Column("forwards", forwards, lambda r: r.mean_cost(SPENT["student_forwards"]), details.forwards),
+            Column(Head("agreement %"), lambda r: number(r.agreement, 1), lambda r: r.agreement, details.agreements),
+            Column(Head("forwards"), forwards, lambda r: r.mean_cost(SPENT["student_forwards"]), details.forwards),
             _spent("peak MiB", SPENT["peak_memory_bytes"], mebibytes),
             _spent("FLOPs", SPENT["deployed_flops"], short),
         ),
@@ -216,12 +226,13 @@ def _cost() -> Group:
             "agreement_with_teacher": row.agreement,
             **{key: row.mean_cost(part) for key, part in SPENT.items()},
         },
+        aside=True,
     )
 
 
 def _spent(title: str, part: Part, text: Callable[[float | None], str]) -> Column:
     return Column(
-        title,
+        Head(title),
         lambda row: text(row.mean_cost(part)),
         lambda row: row.mean_cost(part),
         lambda row: details.costs(row, lambda cost: text(part(cost))),
@@ -232,7 +243,7 @@ def _deviations(table: Table) -> Group:
     def changed(row: Row) -> str:
         return ", ".join(f"{deviation.key}={deviation.value}" for deviation in row.deviations)
 
-    column = Column("deviations", changed, changed, details.reasons, foreign=True, right=False)
+    column = Column(Head("deviations"), changed, changed, details.reasons, foreign=True, right=False)
     return Group(
         columns=(column,) if table.division == "open" else (),
         notes=_nothing,

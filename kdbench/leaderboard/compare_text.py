@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from pydantic import JsonValue
 
-from kdbench.leaderboard.as_json import finite
 from kdbench.leaderboard.comparing import Duel, Duels
+from kdbench.leaderboard.json_text import json_text
 from kdbench.leaderboard.judgement import OverallGain
 from kdbench.leaderboard.text import DAGGER, NOT_AVAILABLE, number, plain, probability, ranges
 from kdbench.stats import Interval
@@ -109,7 +108,7 @@ def _ends(interval: Interval) -> str:
 
 
 def duels_json(found: Duels) -> str:
-    """Return the comparison as indented ASCII JSON, ending in a newline; what is unknown or not finite is null."""
+    """Return the comparison as ASCII JSON, ending in a newline; what is unknown or not finite is null."""
     tree: dict[str, JsonValue] = {
         "schema_version": COMPARE_SCHEMA_VERSION,
         "first": found.first,
@@ -120,7 +119,7 @@ def duels_json(found: Duels) -> str:
         "overall": [{"anchor": anchor, **asdict(gain)} for anchor, gain in found.overall],
         "only_one_of_the_two": list(found.alone),
     }
-    return json.dumps(finite(tree), indent=2, allow_nan=False) + "\n"
+    return json_text(tree) + "\n"
 
 
 def _tree(found: Duels, duel: Duel) -> dict[str, JsonValue]:

@@ -13,15 +13,26 @@ Quote = Callable[[object], str]
 
 def verdict(table: Table) -> str:
     """Return who won, or the set of those that may be best with all that speaks against a winner, in plain text."""
+    return f"Verdict: {found(table)} {why(table)}"
+
+
+def found(table: Table) -> str:
+    """Return who won, or that nobody has and who may be best: the first that a reader wants to know."""
+    decision = table.judgement.decision
+    return f"{decision.text} on this pair:" if decision.winner else f"{decision.text}."
+
+
+def why(table: Table) -> str:
+    """Return what the verdict rests on."""
     decision = table.judgement.decision
     if decision.winner:
         return (
-            f"Verdict: {decision.text} on this pair: shown better than every other method; its gains over the "
-            f"baselines are at least {number(table.judgement.rope)} pt, and hold for other test images of their kind."
+            "shown better than every other method; its gains over the baselines are at least "
+            f"{number(table.judgement.rope)} pt, and hold for other test images of their kind."
         )
     advice = "".join(f"; a gain of {gain:g} pt needs {seeds} seeds" for gain, seeds in table.judgement.advice)
     spread = f" Standard deviation of a paired difference {number(table.judgement.std)} pt{advice}." if advice else ""
-    return f"Verdict: {decision.text}. Against a winner: {'; '.join(decision.reasons)}.{spread}"
+    return f"Against a winner: {'; '.join(decision.reasons)}.{spread}"
 
 
 def bold(table: Table) -> tuple[str, ...]:
@@ -116,5 +127,18 @@ def background(table: Table, quote: Quote) -> tuple[str, ...]:
     return (
         f"alpha {judgement.alpha:g}; ROPE ±{number(judgement.rope)} pt; both are kdbench's, the same for every board. "
         f"Pairing: rho {rho} (median correlation of two methods over seeds).",
+        *_level(table),
         *(outside if judgement.outside else ()),
     )
+
+
+def _level(table: Table) -> Iterator[str]:
+    """Say how well a level is known; it is no error of a difference, since all networks answer the same images."""
+    level, images = table.judgement.level, table.judgement.images
+    if level:
+        ends = f"{number(level.interval.low)} to {number(level.interval.high)} %"
+        yield (
+            f"Level: one network with {number(level.accuracy)} % of {images:,} test images right, which is the highest "
+            f"mean, has a 95 % Wilson interval of {ends}: of a level, not of a difference, since all methods answer "
+            "the same images."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kdbench.stats import ALPHA, ROPE, BoldSet, Decision, Interval, Overall
+from kdbench.stats import ALPHA, ROPE, BoldSet, Decision, Interval, Level, Overall
 
 NO_SET = BoldSet(None, (), "", 0, reason="not judged")
 UNDECIDED = Decision(None, (), ("not judged",), None)
@@ -24,6 +24,8 @@ class Judgement:
         advice: Gains, each with the seeds that would show it with a power of .8.
         rho: Median correlation of two methods over seeds; None for fewer than three seeds or without spread.
         unanswered: Comparisons without SE_test, since answers of some run are not known.
+        level: Accuracy of one network as good as the best row's mean, with its Wilson interval; None without answers.
+        images: Test images that it is of.
         alpha: Level of each family.
         rope: Half width of what is practically equal.
     """
@@ -37,6 +39,8 @@ class Judgement:
     advice: tuple[tuple[float, int], ...] = ()
     rho: float | None = None
     unanswered: int = 0
+    level: Level | None = None
+    images: int = 0
     alpha: float = ALPHA
     rope: float = ROPE
 
@@ -53,6 +57,8 @@ class OverallGain:
         floor: Smallest p that the sign-flip test could have given.
         star: Whether p_holm is below alpha and may be claimed.
         unclaimed: Why nothing may be claimed whatever p is; empty if something may.
+        se_test: Crossed standard error over seeds and test images, in points; None where answers are not known.
+        dagger: Whether a starred gain is within the noise of the test images.
         improved: Share of (pair, seed) with a positive difference, ties one half, every pair counting alike.
         iqm: Interquartile mean of all gains.
         new_mean_interval: 95 % t interval over pair means: pairs random; None unless general words are allowed.
@@ -69,6 +75,8 @@ class OverallGain:
     floor: float | None = None
     star: bool = False
     unclaimed: str = ""
+    se_test: float | None = None
+    dagger: bool = False
     improved: float | None = None
     iqm: float | None = None
     new_mean_interval: Interval | None = None

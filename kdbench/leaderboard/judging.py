@@ -19,6 +19,7 @@ from kdbench.stats import (
     BoldSet,
     Comparison,
     Decision,
+    Level,
     blocked_anova,
     bold_set,
     complete_blocks,
@@ -30,12 +31,14 @@ from kdbench.stats import (
     tie_groups,
     tost,
     unclaimable,
+    wilson,
 )
 
 OPEN = "open division: its rows follow different protocols"
 ADVICE = (0.3, 0.5)  # points: gains that papers report
 LEAST_FOR_SPREAD = 3  # seeds: two tell next to nothing of a spread
 STD_DIGITS = 2
+STABLE_DIGITS = 9
 
 
 def judge(
@@ -80,7 +83,10 @@ def judge(
         for row in rows
     ]
     families = tuple((name, sum(row.method != name for row in part)) for name in baselines)
+    level, images = _level(part, answers[0])
     return judged, Judgement(
+        level=level,
+        images=images,
         best=best,
         decision=decision,
         families=families,
@@ -91,6 +97,16 @@ def judge(
         rho=_rho(scores, unstable),
         unanswered=sum(_unanswered(gain) for row in judged for gain in row.gains),
     )
+
+
+def _level(rows: Sequence[Row], answers: BySeed) -> tuple[Level | None, int]:
+    """Return the accuracy of one network as good as the best row's mean, and its images, where they are known."""
+    sizes = {one.images for runs in answers.values() for one in runs.values()}
+    means = [row.scored.mean for row in rows if row.scored]
+    if len(sizes) != 1 or not means:
+        return None, 0
+    (images,) = sizes
+    return (wilson(round(max(means) * images / 100), images), images) if images else (None, 0)
 
 
 def _unanswered(gain: Gain) -> bool:
@@ -206,4 +222,5 @@ def _rho(scores: Mapping[str, Mapping[int, float]], unstable: set[str]) -> float
     if len(varied) < 2 or values.shape[1] < LEAST_FOR_SPREAD:
         return None
     correlations = np.asarray(np.corrcoef(varied))
-    return float(np.median(correlations[np.triu_indices(len(varied), 1)]))
+    # Of a sum that cancels to nothing, no digit is the same on two machines.
+    return round(float(np.median(correlations[np.triu_indices(len(varied), 1)])), STABLE_DIGITS)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from kdbench.leaderboard.claim_files import ClaimSource, EpochRule
+from kdbench.leaderboard.hashing import SpecOfRow, hash_of_anchor, hash_of_row
 from kdbench.leaderboard.judgement import Judgement, Overview
 from kdbench.records import PARTS, Cost, Record, TeacherUsed
 from kdbench.spec import DatasetRef, DeclaredDeviation, RunSpec
@@ -51,8 +52,18 @@ class Cell:
 
     @cached_property
     def config_sha256(self) -> str:
-        """The spec's hash, which takes a while, once."""
-        return self.spec.config_sha256
+        """The spec's hash, once; runs that differ in their seed alone share what takes a while."""
+        return hash_of_row(self.of_row, self.spec.seed)
+
+    @cached_property
+    def anchor_sha256(self) -> str:
+        """The hash of the spec's anchor, once."""
+        return hash_of_anchor(self.spec.anchor.model_dump_json())
+
+    @cached_property
+    def of_row(self) -> SpecOfRow:
+        """What the spec has in common with the other seeds of its row."""
+        return SpecOfRow(self.spec.model_dump_json(exclude={"seed"}), self.spec)
 
     @property
     def status(self) -> CellStatus:
@@ -189,7 +200,7 @@ class Row:
         """Whether any run diverged."""
         return self.count("diverged") > 0
 
-    @property
+    @cached_property
     def scores(self) -> dict[int, float]:
         """Score of each seed that has one."""
         return {outcome.seed: outcome.score for outcome in self.outcomes if outcome.score is not None}

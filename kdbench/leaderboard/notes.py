@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from kdbench.leaderboard.columns import Quote, groups
+from kdbench.leaderboard.columns import Group, Quote, groups
 from kdbench.leaderboard.judged_text import background, verdict
 from kdbench.leaderboard.model import Row, Table
 from kdbench.leaderboard.text import escape, number, ranges
@@ -25,8 +25,17 @@ def notes(table: Table, quote: Quote = escape) -> list[str]:
 
 def reading(table: Table, quote: Quote = escape) -> list[str]:
     """Return the part of the footer that says what the numbers are, and what they are not."""
-    explained = (note for group in groups(table) for note in group.notes(quote))
-    return [quote(verdict(table)), *explained, *_seeds(table), *background(table, quote)]
+    return [quote(verdict(table)), *explained(groups(table), quote), *grounds(table, quote)]
+
+
+def explained(parts: Iterable[Group], quote: Quote = escape) -> list[str]:
+    """Return what groups of columns say of themselves."""
+    return [note for group in parts for note in group.notes(quote)]
+
+
+def grounds(table: Table, quote: Quote = escape) -> list[str]:
+    """Return what the whole table rests on: its seeds, and what holds for all of its tests."""
+    return [*_seeds(table), *background(table, quote)]
 
 
 def circumstances(table: Table, quote: Quote = escape) -> list[str]:

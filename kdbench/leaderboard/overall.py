@@ -22,6 +22,7 @@ from kdbench.stats import (
     StratifiedT,
     bayes_signed_rank,
     borda,
+    crossed_error_over_pairs,
     decide_overall,
     differences_by_pair,
     gap_closed,
@@ -33,6 +34,7 @@ from kdbench.stats import (
     stratified_sign_flip,
     stratified_t,
     wilcoxon,
+    within_image_noise,
 )
 
 FLIPS = 1000  # differences beyond which the sign-flip test only repeats the t test, and takes long
@@ -62,12 +64,17 @@ def _overview(tables: Sequence[Table]) -> Overview:
     general = len(tables) >= LEAST_PAIRS and len(set(datasets.values())) >= LEAST_DATASETS
     baselines = tuple(dict.fromkeys(name for table in tables for name in table.baselines if name in kept))
     unstable = {method for method, rows in kept.items() if _unstable(rows)}
-    gains = {name: _gains(kept, name, tuple(datasets), general) for name in baselines}
+    gains = {name: _gains(kept, name, datasets, general, unstable) for name in baselines}
     order = _order(kept, tuple(datasets))
     rows = [_row(method, kept[method], gains, order, tables) for method in kept]
     scores = {method: {pair: row.scores for pair, row in rows.items()} for method, rows in kept.items()}
     overall = decide_overall(scores, datasets, unstable=unstable)
     against = [*_incomplete(kept, tuple(datasets)), *_without_baseline(tables, baselines, overall.leader)]
+    against += [
+        f"gain over {name} within the noise of the test images"
+        for name, column in gains.items()
+        if overall.leader in column and column[overall.leader].dagger
+    ]
     if against:
         overall = replace(overall, winner=None, general=False, reasons=(*overall.reasons, *against))
     return Overview(
@@ -104,18 +111,20 @@ def _configuration(row: Row) -> str:
 
 
 def _gains(
-    methods: Mapping[str, ByPair], baseline: str, pairs: tuple[str, ...], general: bool
+    methods: Mapping[str, ByPair], baseline: str, datasets: Mapping[str, str], general: bool, unstable: set[str]
 ) -> dict[str, OverallGain]:
     """Return the gain of each method over one baseline, corrected for the number of methods."""
+    pairs = tuple(datasets)
     others = [method for method in methods if method != baseline]
     held = {method: _differences(methods[method], methods[baseline]) for method in others}
-    wild = [method for method in others if _unstable(methods[method]) or _unstable(methods[baseline])]
+    wild = set(others) if baseline in unstable else unstable
     tests = {method: stratified_t(held[method].values) for method in others if held[method].values}
     adjusted = holm([tests[method].p if method in tests and method not in wild else None for method in others])
     found = {}
     for method, p in zip(others, adjusted, strict=True):
         reason = "unstable" if method in wild else _unclaimed(methods[method], methods[baseline], held[method], pairs)
-        found[method] = _gain(baseline, held[method], tests.get(method), p, reason)
+        gain = _gain(baseline, held[method], tests.get(method), p, reason)
+        found[method] = _against_images(gain, _se_test(methods[method], held[method], baseline, datasets))
     complete = {
         method: held[method] for method in others if method not in wild and len(held[method].pairs) == len(pairs)
     }
@@ -145,6 +154,23 @@ def _gain(
         improved=paired_improvement(gap.values),
         iqm=iqm(np.concatenate(gap.values)),
     )
+
+
+def _se_test(ours: ByPair, gap: DifferencesByPair, baseline: str, datasets: Mapping[str, str]) -> float | None:
+    """Return the crossed standard error of the mean gain; None if that of some pair is not known."""
+    found: dict[str, list[float]] = {}
+    for pair in gap.pairs:
+        error = next((gain.se_test for gain in ours[pair].gains if gain.baseline == baseline), None)
+        if error is None:
+            return None
+        found.setdefault(datasets[pair], []).append(error)
+    return crossed_error_over_pairs(found) if found else None
+
+
+def _against_images(gain: OverallGain, error: float | None) -> OverallGain:
+    """Return the gain held against the noise of the test images, where that is known."""
+    noise = gain.mean is not None and error is not None and within_image_noise(gain.mean, error)
+    return replace(gain, se_test=error, dagger=gain.star and noise)
 
 
 def _unclaimed(ours: ByPair, theirs: ByPair, gap: DifferencesByPair, pairs: tuple[str, ...]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from kdbench.leaderboard.heads import Head, against
 from kdbench.leaderboard.judgement import OverallGain, OverallRow, Overview
-from kdbench.leaderboard.text import NOT_AVAILABLE, STAR, escape, number, probability
+from kdbench.leaderboard.text import DAGGER, NOT_AVAILABLE, STAR, escape, number, probability
 from kdbench.stats import ENOUGH_SEEDS, LEAST_DATASETS, LEAST_PAIRS, Interval
 
 Quote = Callable[[object], str]
@@ -21,7 +22,7 @@ ON_THESE, ON_NEW = "On these pairs", "On pairs that were not run"
 class Grid:
     """Heads and cells in plain text; the first column is left-aligned and foreign, heads are foreign."""
 
-    heads: tuple[str, ...]
+    heads: tuple[Head, ...]
     cells: tuple[tuple[str, ...], ...]
 
 
@@ -41,15 +42,17 @@ def overview_markdown(view: Overview) -> str:
 def _markdown(grid: Grid) -> str:
     align = ["left", *["right"] * (len(grid.heads) - 1)]
     cells = [[escape(row[0]), *row[1:]] for row in grid.cells]
-    return tabulate(cells, [*map(escape, grid.heads)], tablefmt="pipe", colalign=align, disable_numparse=True)
+    return tabulate(
+        cells, [escape(head.title) for head in grid.heads], tablefmt="pipe", colalign=align, disable_numparse=True
+    )
 
 
 def on_these(view: Overview) -> Grid:
     """Return the gains on the pairs that were run: pairs fixed, seeds random."""
-    heads = ["method", "pairs"]
+    heads = [Head("method"), Head("pairs")]
     for name in view.baselines:
-        heads += [f"{head} vs {name}" for head in ("mean gain", "p", "sign-flip p", "improved %", "IQM")]
-    heads += ["gap closed %", "mean rank", "Borda"]
+        heads += [against(head, name) for head in ("mean gain", "p", "sign-flip p", "improved %", "IQM")]
+    heads += [Head("gap closed %"), Head("mean rank"), Head("Borda")]
     return Grid(tuple(heads), tuple(_line(row, len(view.pairs)) for row in view.rows))
 
 
@@ -67,7 +70,7 @@ def _gain(gain: OverallGain) -> list[str]:
         return [f"{NOT_AVAILABLE} ({gain.unclaimed})", *[NOT_AVAILABLE] * 4]
     doubt = f" ({gain.unclaimed})" if gain.unclaimed else ""
     return [
-        f"{number(gain.mean, signed=True)} [{_ends(gain.interval)}]{STAR * gain.star}{doubt}",
+        f"{number(gain.mean, signed=True)} [{_ends(gain.interval)}]{STAR * gain.star}{DAGGER * gain.dagger}{doubt}",
         probability(gain.p_holm),
         NOT_AVAILABLE if gain.p_flip is None else f"{probability(gain.p_flip)} (floor {probability(gain.floor)})",
         number(None if gain.improved is None else 100 * gain.improved, 0),
@@ -77,9 +80,9 @@ def _gain(gain: OverallGain) -> list[str]:
 
 def on_new(view: Overview) -> Grid:
     """Return what the pairs say about pairs like them: pairs random, one value a pair."""
-    heads = ["method"]
+    heads = [Head("method")]
     for name in view.baselines:
-        heads += [f"{head} vs {name}" for head in ("mean gain", "Wilcoxon p", "P(gain > ROPE)", "P(within ROPE)")]
+        heads += [against(head, name) for head in ("mean gain", "Wilcoxon p", "P(gain > ROPE)", "P(within ROPE)")]
     return Grid(tuple(heads), tuple(_new_line(row) for row in view.rows))
 
 
@@ -140,6 +143,7 @@ def _reading(view: Overview, quote: Quote) -> Iterator[str]:
             f"{quote(STAR)}: p < {view.alpha:g}, with at least {ENOUGH_SEEDS} seeds, and all that were planned, on "
             "every pair."
         )
+    yield from _images([gain for row in view.rows for gain in row.gains if gain and gain.mean is not None])
     yield (
         "improved: share of all pairs and seeds on which the method is better, ties one half. IQM: mean of the middle "
         "half of all gains in points. mean rank, Borda: an order for display, no test. gap closed: share of the way to "
@@ -151,6 +155,16 @@ def _reading(view: Overview, quote: Quote) -> Iterator[str]:
             f"p after Holm; posterior probabilities of a gain above and within ±{number(view.rope)} pt (ROPE) on "
             "another pair, a claim from 0.95 on."
         )
+
+
+def _images(gains: Sequence[OverallGain]) -> Iterator[str]:
+    if any(gain.dagger for gain in gains):
+        yield (
+            f"{DAGGER}: significant over seeds, but below 1.96 SE_test, in which errors of pairs on one dataset add "
+            "up: shown for these test images, not for others of their kind. It makes no winner."
+        )
+    if any(gain.star and gain.se_test is None for gain in gains):
+        yield "Predictions of some runs are not there: whether their gains hold for other test images is not known."
 
 
 def _limits(view: Overview, quote: Quote) -> Iterator[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
+from kdbench.config.schema import Section
 from kdbench.files import write_atomic
 from kdbench.spec import DatasetRef
 from kdbench.store import EPOCH_TABLE, EPOCHS, PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
@@ -20,21 +21,29 @@ def publish(folders: Iterable[RunFolder], out: Path) -> RunStore:
     """Copy spec, record, epochs and predictions of runs to ``out/runs`` and return that store.
 
     Dataset paths are reduced to file names: where somebody keeps their data is nobody's business, and the fingerprint
-    identifies it. Weights stay where they are.
+    identifies it. A file without them keeps its bytes, whichever version wrote it, and one that is there already is not
+    touched. Weights stay where they are.
     """
     for folder in folders:
         spec, record = folder.spec(), folder.peek()
         target = out / FOLDER / spec.run_id
         taught_on = tuple(map(without_folder, spec.teacher_datasets))
         named = spec.model_copy(update={"dataset": without_folder(spec.dataset), "teacher_datasets": taught_on})
-        write_atomic(target / SPEC, named.model_dump_json(indent=2) + "\n")
+        _copy(folder.path, target, SPEC, named if named != spec else None)
         if record is not None:
             copied = record.model_copy(update={"dataset_ref": without_folder(record.dataset_ref)})
-            write_atomic(target / RECORD, copied.model_dump_json(indent=2) + "\n")
+            _copy(folder.path, target, RECORD, copied if copied != record else None)
         for name in (EPOCHS, EPOCH_TABLE, PREDICTIONS):
             if (folder.path / name).exists():
-                write_atomic(target / name, (folder.path / name).read_bytes())
+                _copy(folder.path, target, name)
     return RunStore(out / FOLDER)
+
+
+def _copy(source: Path, target: Path, name: str, instead: Section | None = None) -> None:
+    """Copy a file, or write what stands in its place, unless the same bytes are there."""
+    data = (source / name).read_bytes() if instead is None else f"{instead.model_dump_json(indent=2)}\n".encode()
+    if not (target / name).exists() or (target / name).read_bytes() != data:
+        write_atomic(target / name, data)
 
 
 def without_folder(dataset: DatasetRef) -> DatasetRef:

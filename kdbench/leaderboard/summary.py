@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdbench.leaderboard.judged_text import verdict
+from kdbench.leaderboard.judged_text import found, why
 from kdbench.leaderboard.model import Leaderboard, Row, Table
 from kdbench.leaderboard.text import gain, number, ranges
 
@@ -27,8 +27,14 @@ def compared(board: Leaderboard) -> str:
     return f"{'; '.join(parts)}; seeds {seeds}. {done} of {planned} planned runs are ok."
 
 
+def headline(table: Table) -> str:
+    """Return the verdict alone, in plain text."""
+    text = found(table)
+    return f"{text[0].upper()}{text[1:]}"
+
+
 def statement(table: Table) -> str:
-    """Return the highest mean, which is only a description, and the verdict, in plain text."""
+    """Return what the verdict rests on, and the highest mean, which is only a description, in plain text."""
     scored = [row for row in table.rows if row.scored and not row.unstable]
     if not scored:
         return "No method has a stable result yet."
@@ -36,7 +42,7 @@ def statement(table: Table) -> str:
     n = len(best.scores)
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     lead = f"Highest mean: {best.method}, {number(best.scored.mean if best.scored else None)} % over {seeds}"
-    return f"{lead}{_over(best)}. Being first by mean is no win. {verdict(table)}"
+    return f"{why(table)} {lead}{_over(best)}. Being first by mean is no win."
 
 
 def _over(row: Row) -> str:

@@ -46,6 +46,9 @@ def line(points: Iterable[tuple[float, float]]) -> str:
     places = [(round(10 * x), round(10 * y)) for x, y in points]
     steps = [(x - a, y - b) for (a, b), (x, y) in itertools.pairwise(places)]
     first = f"M{_pair(*places[0])}"
+    if len(steps) == 1 and 0 in steps[0]:
+        x, y = steps[0]
+        return f"{first}h{_short(x / 10)}" if y == 0 else f"{first}v{_short(y / 10)}"
     return f"{first}l{' '.join(_pair(*step) for step in steps)}" if steps else first
 
 
@@ -56,7 +59,11 @@ def _pair(x: int, y: int) -> str:
 
 def dots(points: Iterable[tuple[float, float]]) -> str:
     """Return the path data of dots: lines of no length, which round ends make visible."""
-    return "".join(f"M{_short(x)} {_short(y)}h0" for x, y in points)
+    places = [(round(10 * x), round(10 * y)) for x, y in points]
+    data = [f"M{_pair(*place)}h0" for place in places]
+    for index, ((a, b), (x, y)) in enumerate(itertools.pairwise(places), 1):
+        data[index] = min(data[index], f"m{_pair(x - a, y - b)}h0", key=len)  # a page has tens of thousands of them
+    return "".join(data)
 
 
 def shortened(text: str, room: float) -> str:

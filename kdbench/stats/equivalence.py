@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from kdbench.stats.describing import Interval
 from kdbench.stats.paired import paired_t
-from kdbench.stats.values import DIFFERENCE_DIGITS, Vector, finite, rounded
+from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, rounded
 
 ROPE = 0.2  # points, for test sets of 10k images: the sampling error of a paired gain over five seeds
 
@@ -118,25 +118,40 @@ def bayes_signed_rank(
     """
     _check_rope(rope, zero=True)
     known = finite(differences, "differences").ravel() if digits is None else rounded(differences, digits).ravel()
-    known = np.concatenate(([0.0], np.sort(known)))
+    known = np.sort(np.append(known, 0.0))
     sums, border = known[:, None] + known[None], 2 * rope
     if digits is not None:
         sums, border = np.round(sums, digits), round(border, digits)
-    above, below = ((s > border) + (s == border) / 2 for s in (sums, -sums))
-    weights = _weights(len(known) - 1, draws, seed, prior)
-    high = ((weights @ above) * weights).sum(axis=1)
-    low = ((weights @ below) * weights).sum(axis=1)
+    weights, beyond = _weights(len(known) - 1, int(np.searchsorted(known, 0.0)), draws, seed, prior)
+    # Sums grow along a row: those above the border are its last ones, and the running sums of weights give their mass.
+    high = _mass(weights, beyond, (sums < border).sum(axis=1), (sums <= border).sum(axis=1))
+    low = 1 - _mass(weights, beyond, (sums < -border).sum(axis=1), (sums <= -border).sum(axis=1))
     middle = 1 - high - low if rope > 0 else np.full(draws, -1.0)
     low_share, inside, high_share = np.bincount(np.argmax([low, middle, high], axis=0), minlength=3).tolist()
     return Posterior(low_share / draws, inside / draws, high_share / draws)
 
 
-@lru_cache(maxsize=2)
-def _weights(count: int, draws: int, seed: int, prior: float) -> Vector:
-    """Return the draws, which depend on the number of differences alone: a board asks for the same again and again."""
-    weights = np.random.default_rng(seed).dirichlet([prior, *np.ones(count)], draws)
-    weights.flags.writeable = False
-    return weights
+def _mass(weights: Vector, beyond: Vector, first: Integers, second: Integers) -> Vector:
+    """Return for each draw the sum of w_i w_j over j from the first place of row i on, half up to the second one."""
+    mass: Vector = np.einsum("ij,ij->j", weights, beyond[first])
+    tied = first != second
+    if tied.any():
+        mass = mass + np.einsum("ij,ij->j", weights[tied], beyond[second[tied]] - beyond[first[tied]]) / 2
+    return mass
+
+
+@lru_cache(maxsize=8)
+def _weights(count: int, zero: int, draws: int, seed: int, prior: float) -> tuple[Vector, Vector]:
+    """Return the draws and the sums of their weights from each place on; a board asks for the same again and again.
+
+    They are (count + 1, draws) and (count + 2, draws): the prior observation has its place, ``zero``, among the others.
+    """
+    drawn = np.random.default_rng(seed).dirichlet([prior, *np.ones(count)], draws).T
+    weights = np.concatenate((drawn[1 : zero + 1], drawn[:1], drawn[zero + 1 :]))
+    beyond = np.zeros((count + 2, draws))
+    beyond[:-1] = np.cumsum(weights[::-1], axis=0)[::-1]
+    weights.flags.writeable = beyond.flags.writeable = False
+    return weights, beyond
 
 
 def _check_rope(rope: float, *, zero: bool = False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,6 +173,28 @@ def crossed_error(differences: ArrayLike) -> CrossedError:
     both = max(ms_seed + ms_image - ms_rest, ms_seed, ms_image)
     errors = (math.sqrt(square / (seeds * images)) for square in (ms_seed, ms_image, both))
     return CrossedError(mean, ms_seed, ms_image, ms_rest, *errors)
+
+
+def crossed_error_over_pairs(errors: Mapping[str, Sequence[float]]) -> float:
+    """Return the crossed standard error of a mean gain over pairs, in the unit of the errors.
+
+    Pairs on one dataset are answered on the same images, so their errors are taken to be fully dependent and add
+    up, which is the most that they can; those of different datasets are independent: with P pairs,
+    sqrt(sum over datasets of (sum of se)^2) / P.
+
+    Args:
+        errors: Of each dataset, the crossed standard error of the gain on each of its pairs.
+
+    Raises:
+        ValueError: Without a pair.
+
+    Source:
+        Section 6, SE_test, for the mean of section 4 (A).
+    """
+    count = sum(map(len, errors.values()))
+    if not count:
+        raise ValueError("crossed error - no pair - at least one is needed - give the errors of the pairs")
+    return math.sqrt(math.fsum(math.fsum(each) ** 2 for each in errors.values())) / count
 
 
 def within_image_noise(gain: float, se_crossed: float) -> bool:

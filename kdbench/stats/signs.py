@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from kdbench.stats.values import DIFFERENCE_DIGITS, finite, rounded, strata
+from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, rounded, strata
 
-Integers = NDArray[np.int64]
 SMALL = 16  # so many signs are enumerated whatever their weights
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
 STEPS = 10**9  # additions that counting all sums may take
+KEPT = 10**6  # additions, and bytes in proportion, up to which the counts are kept for the next call
 DRAWS = 99_999
 
 
@@ -129,12 +130,8 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
         count = len(left) * len(right) - int(np.searchsorted(right, bound - left, side="left").sum())
         return count / 2.0 ** len(weights), True
     if counted <= STEPS:
-        # share[k]: patterns with k of the weight positive; the signed sum is 2 k - total.
-        share = np.zeros(total + 1)
-        share[0] = 1.0
-        for weight in weights:
-            share[weight:] += share[: total + 1 - weight].copy()
-            share *= 0.5
+        ordered = tuple(sorted(weights.tolist()))
+        share = _kept_shares(ordered) if counted <= KEPT else _shares(ordered)
         return float(share[max(0, math.ceil((bound + total) / 2)) :].sum()), True
     random = np.random.default_rng(seed)
     hits = 0
@@ -143,6 +140,28 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
         hits += int((signs @ weights >= bound).sum())
     drawn = DRAWS // 9999 * 9999
     return (hits + 1) / (drawn + 1), False
+
+
+def _shares(weights: Sequence[int]) -> Vector:
+    """Return the share of patterns of which k of the weight is positive, for each k; the signed sum is 2 k - total.
+
+    Args:
+        weights: Ascending.
+    """
+    share = np.zeros(sum(weights) + 1)
+    share[0], reach = 1.0, 1
+    for weight in weights:  # ascending, so that most steps touch a small part
+        part = share[:reach] / 2
+        reach += weight
+        share[:reach] = 0.0
+        share[: len(part)] = part
+        share[weight:reach] += part
+    share.flags.writeable = False
+    return share
+
+
+# Ranks without ties are the same for all methods of a board.
+_kept_shares = lru_cache(maxsize=256)(_shares)
 
 
 def _sums(weights: Integers) -> Integers:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 DIFFERENCE_DIGITS = 6
 
 Vector = NDArray[np.float64]
+Integers = NDArray[np.int64]
 Scores = Mapping[str, Mapping[int, float]]  # of each method, its value by seed
 
 
@@ -26,9 +27,9 @@ def finite(values: ArrayLike, where: str) -> Vector:
         ValueError: If one is NaN or infinite.
     """
     array = np.asarray(values, dtype=np.float64)
-    wrong = np.argwhere(~np.isfinite(array))
-    if len(wrong):
-        place = tuple(int(index) for index in wrong[0])
+    known = np.isfinite(array)
+    if not known.all():
+        place = tuple(int(index) for index in np.argwhere(~known)[0])
         raise ValueError(
             f"{where} - value {float(array[place])} in position {', '.join(map(str, place)) or 0} - every value must "
             "be a finite number - score diverged runs at chance and leave missing runs out"

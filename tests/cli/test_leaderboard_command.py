@@ -34,7 +34,7 @@ def test_default_formats_and_what_is_printed(finished: Place) -> None:
     assert [row["method"] for row in table["rows"]] == METHODS.split(",")
     for row in table["rows"]:
         expected = [finished.record(row["method"], seed)["accuracy"]["last"] for seed in (0, 1)]
-        assert [run["score"] for run in row["runs"]] == expected
+        assert [run["score"] for run in row["runs"]] == pytest.approx(expected, rel=1e-9)
         assert f"| {row['method']} " in markdown
 
 

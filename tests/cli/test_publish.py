@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from commandline import Place, kdbench
 
 
@@ -30,3 +31,17 @@ def test_paths_of_datasets_are_not_published(finished: Place, tmp_path: Path) ->
     assert len(texts) > 4
     assert all("somebody" not in text for text in texts)
     assert "npz:digits.npz" in Path("public/leaderboard.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("given", ["one", "one/runs"])
+def test_publishing_onto_its_own_folder_leaves_the_records_alone(finished: Place, given: str) -> None:
+    assert kdbench("leaderboard", finished.runs, "--out", "one", "--records").code == 0
+    for path in Path("one/runs").rglob("*.json"):  # as another version would have laid them out
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree.pop("variant", None)
+        path.write_text(json.dumps(tree, sort_keys=True), encoding="utf-8")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("one/runs").rglob("*.*")}
+    assert kdbench("leaderboard", given, "--out", "one", "--records").code == 0
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("one/runs").rglob("*.*")} == before
+    assert not Path("one/runs/runs").exists()
+    assert kdbench("verify", "one").code == 0

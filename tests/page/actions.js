@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const all = (what) => Array.from(document.querySelectorAll(what));
-  const table = document.querySelector("table");
+  const table = document.querySelector("table.board");
   const heads = () => Array.from(table.tHead.rows[0].cells);
   const names = () => Array.from(table.tBodies[0].rows).map((row) => row.cells[0].textContent);
   const press = (column) => {

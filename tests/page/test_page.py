@@ -17,7 +17,8 @@ from kdbench.leaderboard import build, columns, to_csv, to_html, to_latex, to_ma
 from kdbench.leaderboard.claim_files import ClaimFile
 from kdbench.leaderboard.columns import Column, Group
 from kdbench.leaderboard.details import Details
-from kdbench.leaderboard.summary import compared, statement
+from kdbench.leaderboard.heads import Head
+from kdbench.leaderboard.summary import compared, headline, statement
 
 VOID = {"meta", "input", "link", "br"}
 HOSTILE = [
@@ -70,9 +71,9 @@ def test_the_table_has_every_number_with_its_seeds() -> None:
     costs = ["train s", "params", "agreement %", "forwards", "peak MiB", "FLOPs"]
     assert heads == ["method", "ok", "accuracy %", *gains, *costs]
     cells = [(text, given.get("data-s"), given.get("data-d", "")) for given, text in page.named("td")][12:24]
-    assert cells[1] == ("72.17 ± 1.04", "72.1667", "0: 71.00\n1: 72.50\n2: 73.00")
-    assert cells[2] == ("+1.17 [+0.45, +1.88]", "1.16667", "0: +1.00\n1: +1.50\n2: +1.00\nn = 3, sd 0.29")
-    assert cells[3] == ("0.040 (n=3)", "0.0396079", "uncorrected 0.020\nnot to be claimed: 3 of 5 seeds")
+    assert cells[1] == ("72.17 ± 1.04", "72.167", "0: 71.00\n1: 72.50\n2: 73.00")
+    assert cells[2] == ("+1.17 [+0.45, +1.88]", "1.1667", "0: +1.00\n1: +1.50\n2: +1.00\nn = 3, sd 0.29")
+    assert cells[3] == ("0.040 (n=3)", "0.039608", "uncorrected 0.020\nnot to be claimed: 3 of 5 seeds")
     assert cells[4] == ("-", "", "")
     assert cells[0] == ("3/3", "3", "ok: seeds 0-2")
     assert cells[8][2] == "0: 87.10\n1: 87.25\n2: 87.30"
@@ -103,7 +104,7 @@ def test_the_page_asks_for_nothing_and_allows_only_its_own_script_and_style() ->
     page = Page(to_html(madeup.varied()))
     links = [given[key] for _, given, _ in page.elements for key in ("src", "href", "action", "srcset") if key in given]
     assert links
-    assert all(re.fullmatch(r"#t\d", link) for link in links)
+    assert all(re.fullmatch(r"#[ot]\d", link) for link in links)
     (policy,) = [given["content"] for given, _ in page.named("meta") if "http-equiv" in given]
     known = {key: page.named(key)[0][1] for key in ("style", "script")}
     hashes = {key: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for key, text in known.items()}
@@ -120,19 +121,28 @@ def test_it_begins_with_what_was_compared_and_what_that_supports() -> None:
         "3 methods (alone, plain, fancy); 1 pair (duo); 1 dataset (toy); 1 protocol (proto-v1); seeds 0-2. "
         "9 of 9 planned runs are ok."
     )
+    assert headline(board.tables[0]) == "No winner: nothing can be said, MDE 3.05 pt."
     assert statement(board.tables[0]) == (
-        "Highest mean: fancy, 73.20 % over 3 seeds; +1.03 [-1.05, +3.12] points over plain (interval for this "
-        "comparison alone). Being first by mean is no win. Verdict: no winner: nothing can be said, MDE 3.05 pt. "
         "Against a winner: 3 of 5 seeds that all methods have. Standard deviation of a paired difference 0.66 pt; a "
-        "gain of 0.3 pt needs 49 seeds; a gain of 0.5 pt needs 20 seeds."
+        "gain of 0.3 pt needs 49 seeds; a gain of 0.5 pt needs 20 seeds. "
+        "Highest mean: fancy, 73.20 % over 3 seeds; +1.03 [-1.05, +3.12] points over plain (interval for this "
+        "comparison alone). Being first by mean is no win."
     )
-    places = [text.index(part) for part in ("<h1>", "3 methods (", "Highest mean", "<main>", "<table", "<svg")]
+    parts = ("<h1>", "3 methods (", "<strong>No winner", "Against a winner", "Highest mean", "<main>", "<table", "<svg")
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_all_pairs_come_before_each_of_them() -> None:
+    text = to_html(madeup.varied())
+    parts = ('<a href="#o1">', '<a href="#t1">', '<section id="o1"', "no winner on these pairs", 'id="t1"', 'id="t3"')
+    places = [text.index(part) for part in parts]
     assert places == sorted(places)
 
 
 def test_a_diverged_method_is_not_called_the_highest() -> None:
     (table,) = build([*madeup.arm("alone", 70.0), *madeup.arm("wild", 99.0, None)], madeup.BASELINES).tables
-    assert statement(table).startswith("Highest mean: alone, 70.00 % over 1 seed. Being first by mean is no win.")
+    assert statement(table).endswith("Highest mean: alone, 70.00 % over 1 seed. Being first by mean is no win.")
     (table,) = build(madeup.arm("wild", None, None), madeup.BASELINES).tables
     assert statement(table) == "No method has a stable result yet."
 
@@ -168,7 +178,8 @@ def test_fifty_methods_and_twenty_pairs_stay_below_two_megabytes() -> None:
 
 def test_a_new_column_appears_in_every_output(monkeypatch: pytest.MonkeyPatch) -> None:
     def group() -> Group:
-        column = Column("p | q", lambda _: "0.5 & more", lambda _: 0.5, lambda _: Details(((0, "0.25"),), ("so",)))
+        behind = Details(((0, "0.25"),), ("so",))
+        column = Column(Head("p | q"), lambda _: "0.5 & more", lambda _: 0.5, lambda _: behind)
         return Group((column,), lambda quote: (f"p: of {quote('a|b')}.",), lambda _: {"p": 0.5})
 
     monkeypatch.setattr(columns, "_cost", group)
@@ -221,4 +232,4 @@ def test_withheld_claims_are_said_and_have_no_table() -> None:
     assert any(f"but {reason}: none of them is shown." in text for _, text in Page(to_html(board)).named("li"))
     assert to_html(board).count("<table") == 1
     assert f"but {reason}: none" in to_latex(board)
-    assert to_latex(board).count(r"\begin{table}") == 1
+    assert to_latex(board).count(r"\begin{table}") == 2  # results and costs

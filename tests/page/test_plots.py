@@ -37,7 +37,11 @@ def paths(picture: ET.Element, kind: str) -> list[str]:
 
 def starts(data: str) -> list[tuple[float, float]]:
     """Return where each stroke of a path begins."""
-    return [(float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ?(-?[\d.]+)", data)]
+    found: list[tuple[float, float]] = []
+    for kind, x, y in re.findall(r"([Mm])(-?[\d.]+) ?(-?[\d.]+)", data):
+        a, b = found[-1] if kind == "m" else (0.0, 0.0)  # relative ones follow dots, which have no length
+        found.append((a + float(x), b + float(y)))
+    return found
 
 
 def shown(picture: ET.Element) -> list[str]:

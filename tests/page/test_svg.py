@@ -95,7 +95,10 @@ def test_paths_are_relative_in_tenths_and_end_where_they_should() -> None:
     points = [(index / 3, index / 7) for index in range(100)]
     numbers = [float(text) for text in svg.line(points)[1:].replace("l", " ").replace("-", " -").split()]
     assert sum(numbers[0::2]) == pytest.approx(33, abs=0.051)
+    assert svg.line([(1, 2), (3.25, 2)]) == "M1 2h2.2"
+    assert svg.line([(1, 2), (1, 0.5)]) == "M1 2v-1.5"
     assert svg.dots([(1, 2), (3, 4)]) == "M1 2h0M3 4h0"
+    assert svg.dots([(251.4, 89), (283.2, 89), (2, 107)]) == "M251.4 89h0m31.8 0h0M2 107h0"
 
 
 def test_long_names_are_cut() -> None:

@@ -13,6 +13,7 @@ from scipy.stats import t as student_t
 from kdbench.stats import (
     bayes_signed_rank,
     crossed_error,
+    crossed_error_over_pairs,
     disagreement_se,
     mcnemar,
     t_posterior,
@@ -158,3 +159,11 @@ def test_bayes_signed_rank_is_symmetric_and_sure_of_the_obvious() -> None:
     sure = bayes_signed_rank([1.0, 1.0], 0.2)  # two pairs that agree already give .96: hence six are required
     assert sure.above == pytest.approx(0.96, abs=0.01)
     assert bayes_signed_rank([0.0] * 6).inside == 1.0
+
+
+def test_errors_of_pairs_add_up_on_one_dataset_alone() -> None:
+    assert crossed_error_over_pairs({"a": [0.3, 0.5], "b": [0.6]}) == pytest.approx((0.8**2 + 0.6**2) ** 0.5 / 3)
+    assert crossed_error_over_pairs({"a": [0.3, 0.3]}) == pytest.approx(0.3)  # the same images twice tell no more
+    assert crossed_error_over_pairs({"a": [0.3], "b": [0.3]}) == pytest.approx(0.3 / 2**0.5)
+    with pytest.raises(ValueError, match="no pair"):
+        crossed_error_over_pairs({})

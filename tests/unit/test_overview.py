@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from judged_boards import ANCHOR, arm, cell, clear, judged, noisy, shuffled
+from judged_boards import ANCHOR, answers, arm, cell, clear, judged, noisy, shuffled
 from scipy import stats
 
 from kdbench.config.schema import Schedule
@@ -108,7 +108,7 @@ def test_new_pairs_need_six_pairs_on_two_datasets(count: int, datasets: int, gen
     assert found.general == general
     assert (gain(found, "best").p_new is not None) == general
     for text in (to_markdown(board), to_html(board), to_latex(board)):
-        assert ("Wilcoxon p vs plain" in text) == general
+        assert ("Wilcoxon p" in text) == general
     assert found.overall.general == general  # better by a point everywhere: then also in words
     assert ("generally better" in verdict(found)) == general
 
@@ -200,3 +200,38 @@ def test_the_order_of_runs_changes_no_bit_of_an_overview(seed: int) -> None:
     expected, found = judged(cells), judged(shuffled(cells, seed))
     assert to_markdown(found) == to_markdown(expected)
     assert to_json(found) == to_json(expected)
+
+
+@pytest.mark.parametrize(("datasets", "shrinks"), [(1, 1.0), (2, 2**0.5)])
+def test_overall_gains_are_held_against_the_test_images(datasets: int, shrinks: float) -> None:
+    board = judged(pairs(2, datasets), answers=answers(images=2000, disagree=0.9))
+    (found,) = board.overviews
+    best = gain(found, "best")
+    (row,) = [row for row in board.tables[0].rows if row.method == "best"]
+    assert row.gains[1].se_test is not None
+    assert best.se_test == pytest.approx(row.gains[1].se_test / shrinks)  # both pairs have the same runs
+    assert best.star
+    assert best.dagger == (best.se_test * 1.96 > 1.5)
+    assert best.dagger
+    assert "gain over plain within the noise of the test images" in found.overall.reasons
+    assert found.overall.winner is None
+    for text in (to_markdown(board), to_html(board)):
+        assert "†: significant over seeds, but below 1.96 SE_test, in which errors" in text
+
+
+def test_overall_gains_without_predictions_have_no_dagger_and_it_says_so() -> None:
+    board = judged(pairs(2), answers=None)
+    best = gain(board.overviews[0], "best")
+    assert (best.star, best.dagger, best.se_test) == (True, False, None)
+    assert "not known" in to_markdown(board).partition("## All 2 pairs")[2]
+
+
+def test_the_footer_tells_how_well_the_images_tell_a_level() -> None:
+    board = judged(clear())
+    level = board.tables[0].judgement.level
+    assert level is not None
+    best = max(row.scored.mean for row in board.tables[0].rows if row.scored)
+    expected = stats.binomtest(round(best * 100), 10_000).proportion_ci(method="wilson")
+    assert (level.interval.low, level.interval.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert f"95 % Wilson interval of {100 * expected.low:.2f} to {100 * expected.high:.2f} %" in to_markdown(board)
+    assert "Wilson" not in to_markdown(judged(clear(), answers=None))
