@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import click
 
+from kdbench.errors import printable
 from kdbench.execution.events import Event
 from kdbench.spec import RunSpec
 
@@ -90,10 +91,11 @@ class Reporter:
         self._say(f"warning: {data['message']}")
 
     def _say(self, text: str) -> None:
+        shown = printable(text)
         if self._bars is None:
-            click.echo(text)
+            click.echo(shown)
         else:
-            self._bars.console.print(text, markup=False, highlight=False)
+            self._bars.console.print(shown, markup=False, highlight=False)
 
 
 def _number(value: float | None) -> str:

@@ -14,12 +14,12 @@ def verify_command(bundle: Path) -> None:
 
     BUNDLE is what leaderboard --records has written. Nothing is changed; no dataset, teacher or plugin is needed.
     """
-    from kdbench.errors import ProblemList
+    from kdbench.errors import ProblemList, printable
     from kdbench.verification import verify
 
     checks = verify(bundle)
     for check in checks:
-        click.echo(check.line)
+        click.echo(printable(check.line))
     if problems := [problem for check in checks for problem in check.problems]:
         raise ProblemList(problems)
     click.echo(f"{bundle}: its tables are what its records say")

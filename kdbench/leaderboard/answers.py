@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
+from kdbench.archives import read_arrays
 from kdbench.errors import StoreError
 from kdbench.leaderboard.model import Cell, Row
 from kdbench.stats import Bits, crossed_error_of_bits
@@ -44,10 +44,10 @@ def read_answers(cell: Cell) -> Answers | None:
     if not cell.path or cell.status != "ok" or not path.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            bits, images = archive["correct"], int(archive["count"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-        raise StoreError(f"{path}: not the predictions of a run ({_why(error)}); {_REMEDY}") from error
+        bits, count = read_arrays(path, ("correct", "count")).values()
+        images = int(count)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise StoreError(f"{path}: not the predictions of a run ({error}); {_REMEDY}") from error
     if bits.dtype != np.uint8 or bits.shape != (-(-images // 8),):
         raise StoreError(f"{path}: {bits.shape} {bits.dtype} are not one bit for each of {images} images; {_REMEDY}")
     right = int(np.unpackbits(bits).sum())
@@ -60,10 +60,6 @@ def read_answers(cell: Cell) -> Answers | None:
 
 
 _REMEDY = "restore it, or remove it to do without SE_test"
-
-
-def _why(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else "half-written or foreign"
 
 
 def answers_by_seed(cells: Iterable[Cell], reader: Reader | None) -> dict[str, dict[int, Answers]]:

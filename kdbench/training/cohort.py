@@ -99,6 +99,8 @@ def train_cohort(
     anchor = apply_deviations(first.anchor, first.deviations)
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
+    if manifests:
+        workplace.teachers.predicted(manifests[0])  # agreement is measured at the end: what is damaged is refused now
     layout = anchor.step.channels_last
     teachers = [_teacher(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)

@@ -13,11 +13,10 @@ from safetensors.torch import save
 from torch import nn
 
 from kdbench import __version__
-from kdbench.artefacts import PREDICTIONS as TEACHER_PREDICTIONS
 from kdbench.artefacts import TeacherStore
 from kdbench.backbones.cost import flops_of
 from kdbench.errors import KdbenchError
-from kdbench.evaluation import Predictions, read_predicted
+from kdbench.evaluation import Predictions
 from kdbench.files import write_atomic
 from kdbench.records import Accuracy, Attempt, Cost, Record, Status, TeacherUsed
 from kdbench.spec import RunSpec
@@ -217,9 +216,7 @@ def _agreement(predictions: Predictions, trained: Trained, store: TeacherStore) 
     """Return agreement with the first teacher in percent; None without one, or if it was measured on other images."""
     if not trained.teachers or trained.teachers[0].dataset.fingerprint != trained.data.info.fingerprint:
         return None
-    teacher = trained.teachers[0]
-    path = store.folder(teacher.dataset, teacher.name) / TEACHER_PREDICTIONS
-    return predictions.agreement(read_predicted(path))
+    return predictions.agreement(store.predicted(trained.teachers[0]))
 
 
 def _cost(lane: Lane, machine: Machine) -> Cost:
