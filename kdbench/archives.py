@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ UNREADABLE = (
     ValueError,
     TypeError,  # a header with names where numbers belong
     SyntaxError,
+    tokenize.TokenError,
     RuntimeError,  # an encrypted member, an unknown compression, or a header nested without end
     MemoryError,  # the same, as Python's parser says it
     OverflowError,

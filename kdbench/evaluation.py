@@ -145,8 +145,11 @@ def read_predicted(path: Path) -> Tensor:
     """
     try:
         predicted = read_arrays(path, ("predicted",))["predicted"]
-        if predicted.ndim != 1 or predicted.dtype.kind not in "iu":
-            raise ValueError(f"its predicted is {predicted.dtype} {predicted.shape}, not one class for each image")
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: not the predictions of a network ({error}); make or import it again") from error
+    if predicted.ndim != 1 or predicted.dtype.kind not in "iu":
+        raise StoreError(
+            f"{path}: its predicted is {predicted.dtype} {predicted.shape}, not one class for each image; make or "
+            "import the network again"
+        )
     return torch.from_numpy(predicted.astype(np.int64))

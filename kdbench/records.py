@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,11 @@ class Corrupt(StoreError):
     """A file is half-written or foreign: reading it again, or with another kdbench, will not help."""
 
     exit_code = 2
+
+
+def without_empty(tree: dict[str, Any], added: Collection[str]) -> dict[str, Any]:
+    """Return a dumped section without those of the added keys that say nothing."""
+    return {key: value for key, value in tree.items() if value or key not in added}
 
 
 class TeacherUsed(Section):
@@ -106,8 +112,7 @@ class Attempt(Section):
     @model_serializer(mode="wrap")
     def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
-        kept: dict[str, Any] = dump(self)
-        return {key: value for key, value in kept.items() if value or key not in {"settings", "retry_sha256"}}
+        return without_empty(dump(self), {"settings", "retry_sha256"})
 
 
 class StepReport(Section):
@@ -192,6 +197,13 @@ class Record(Section):
     started_at: str
     ended_at: str
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
+    # Every plugin that was loaded, whatever it brought: each ran with the rights of this process.
+    plugins_loaded: tuple[PluginRef, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
+        return without_empty(dump(self), {"plugins_loaded"})
 
     def numbers(self) -> dict[str, float]:
         """Return the results that are there, each under a name of its own, such as ``accuracy.last``."""

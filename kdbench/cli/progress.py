@@ -13,6 +13,8 @@ from kdbench.errors import printable
 from kdbench.execution.events import Event
 from kdbench.spec import RunSpec
 
+_NOT_OURS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
 
 class Reporter:
     """Turns events into something to read; a context manager.
@@ -49,7 +51,7 @@ class Reporter:
             "progress": self._progress, "phase": self._phase, "epoch": self._epoch, "record": self._record,
             "teacher": self._teacher, "warning": self._warning,
         }  # fmt: skip
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # something a plugin printed that looks like one
+        with contextlib.suppress(*_NOT_OURS):  # something a plugin printed that looks like one
             shown.get(event.kind, lambda _data: None)(event.data)
 
     def _progress(self, data: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def _complete(kind: Any, root: Path) -> bool:
     return all(check_integrity(root / kind.base_folder / name, md5) for name, md5 in files)
 
 
-def _read(kind: Any, root: Path, train: bool) -> tuple[Any, Any]:  # noqa: FBT001 (torchvision's own form)
+def _read(kind: Any, root: Path, train: bool) -> tuple[Any, Any]:
     """Return images (N, 3072) and labels (N,); CIFAR is published as pickles, and kdbench runs no code from files."""
     images, labels = [], []
     for name, _md5 in kind.train_list if train else kind.test_list:

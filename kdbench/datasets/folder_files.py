@@ -91,7 +91,8 @@ def read_images(where: str, root: Path, files: Sequence[Path], shape: StageShape
     try:
         pixels = np.empty((len(files), *shape.dims), dtype=np.uint8)
     except MemoryError as error:
-        problem = f"{len(files)} images of {shape} (CxHxW) take {len(files) * math.prod(shape.dims) / 2**30:.1f} GiB of memory"
+        needed = len(files) * math.prod(shape.dims) / 2**30
+        problem = f"{len(files)} images of {shape} (CxHxW) take {needed:.1f} GiB of memory"
         raise bad(where, problem, "Resize the images, or take fewer.") from error
     for row, file in zip(pixels, files, strict=True):
         with _decoding(where, root, file), Image.open(file) as image:

@@ -135,6 +135,6 @@ class TorchvisionSource:
         return bad(name, problem, remedy)
 
 
-def _as_torchvision(kind: Any, root: Path, train: bool) -> tuple[Any, Any]:  # noqa: FBT001 (torchvision's own form)
+def _as_torchvision(kind: Any, root: Path, train: bool) -> tuple[Any, Any]:
     loaded = kind(root, train=train)
     return loaded.data, loaded.targets

@@ -24,6 +24,8 @@ def load_tensors(source: Path | io.BytesIO) -> Any:
         Exception: Whatever torch raises on a damaged pickle, or one that names more than tensors.
     """
     _check_archive(source)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     return torch.load(source, map_location="cpu", weights_only=True)
 
 

@@ -17,7 +17,8 @@ VALUES: list[Any] = [None, True, False, 0, -1, 2**63, 10**40, 0.5, 1e308, float(
 RAW = ["1e999", "-1e999", "9" * 5000, "[" * 3000, '{"a":' * 3000, "", "]", "NaN", '"\\ud800"', "0x10", "01"]
 HOLE = "@raw@"
 LINES = [
-    '!!python/object/apply:os.system ["touch owned"]', "&a [*a]", "{}", "[]", "1e999", '"\\e[2J"', "? [a]", "!!binary x",
+    '!!python/object/apply:os.system ["touch owned"]',
+    "&a [*a]", "{}", "[]", "1e999", '"\\e[2J"', "? [a]", "!!binary x",
     "2001-01-01", "{<<: {a: 1}}", '"\\0"', "9" * 5000, "[" * 2000, "{a: " * 2000, "~", "on", "no", "-1", "0", "'", "|",
     ".nan", "{a: b, a: c}", "!!set {a}", "\t", "...", "---", "%TAG ! x", "1_0", "!!float x", "!!int x", "!!timestamp x",
     "!!bool x", "!!omap [a]", "<<", "=", "../../x", "\x85", '"\\ud800"', "!!int 0x", "!!float ''", "!!int ''",

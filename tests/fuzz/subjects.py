@@ -134,7 +134,8 @@ def events(folder: Path) -> None:
     lines = [Event("epoch", epochs[0]), Event("progress", {**progress, "images_per_second": 3.5}),
              Event("record", {"run_id": "a", "status": "ok", "reason": "", "accuracy": 3.0}),
              Event("teacher", {"name": "t", "accuracy": 9.5}), Event("warning", {"message": "m"}),
-             Event("phase", {"run_id": "a", "phase": "b", "losses": {"x": 1}, "weights": {"x": 2}, "metrics": {}})]  # fmt: skip
+             Event("phase", {"run_id": "a", "phase": "b", "losses": {"x": 1}, "weights": {"x": 2}, "metrics": {}}),
+    ]  # fmt: skip
     (folder / "events").write_text("".join(line.to_line() for line in lines), encoding="utf-8")
 
 
@@ -157,6 +158,10 @@ def whole_npz(folder: Path) -> object:
 
 def batch_arrays() -> dict[str, Any]:
     return {"data": RANDOM.integers(0, 256, (3, 3072), dtype=np.uint8), "labels": [1, 2, 1000]}
+
+
+def save_batch(folder: Path) -> None:
+    np.savez(folder / "val_data.npz", **batch_arrays())
 
 
 def pickled(protocol: int) -> Callable[[Path], None]:
@@ -259,9 +264,12 @@ SUBJECTS: dict[str, Subject] = {
     "ladder": yaml("methods/asib/ladders/" + min(p.name for p in PACKAGE.glob("methods/asib/ladders/*")), load_ladder),
     "claims": yaml("leaderboard/claims/" + min(p.name for p in PACKAGE.glob("leaderboard/claims/*")), load_claims),
     "translated configuration": Subject(
-        "base.yaml", copy_of(PACKAGE / "methods/asib/base.yaml", "base.yaml"), rewritten,
-        lambda folder: preset_of("mine", read_yaml(folder / "base.yaml"), {}, {}), named=False,
-    ),  # fmt: skip
+        "base.yaml",
+        copy_of(PACKAGE / "methods/asib/base.yaml", "base.yaml"),
+        rewritten,
+        lambda folder: preset_of("mine", read_yaml(folder / "base.yaml"), {}, {}),
+        named=False,
+    ),
     "record": of_board(str(RUN / "record.json"), altered, run_record),
     "spec": of_board(str(RUN / "spec.json"), altered, lambda folder: parse_json(RunSpec, folder / RUN / "spec.json")),
     "manifest": of_board("manifest.json", altered, lambda folder: parse_json(Manifest, folder / "manifest.json")),
@@ -283,9 +291,7 @@ SUBJECTS: dict[str, Subject] = {
     "attempts": Subject("attempts.json", attempts, altered, lambda folder: earlier(RunFolder(folder)), named=False),
     "events": Subject("events", events, altered, reported, named=False),
     "npz": Subject("d.npz", npz, forged, whole_npz),
-    "npz batch": Subject(
-        "val_data.npz", lambda folder: np.savez(folder / "val_data.npz", **batch_arrays()), forged, batch("val_data.npz")
-    ),
+    "npz batch": Subject("val_data.npz", save_batch, forged, batch("val_data.npz")),
     **{
         f"pickled batch {protocol}": Subject("val_data", pickled(protocol), damaged, batch("val_data"))
         for protocol in (0, 2, 4, 5)
@@ -303,6 +309,6 @@ SUBJECTS: dict[str, Subject] = {
     "checkpoint": Subject("state", checkpoint, damaged, newest, named=False),
     "teacher manifest": Subject("digits/t/teacher.json", teacher, altered, manifest),
     "teacher weights": Subject("digits/t/weights.safetensors", teacher, damaged, weights),
-}  # fmt: skip
+}
 
 __all__ = ["SUBJECTS", "KdbenchError", "Subject"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def test_the_whole_file_is_read(example: tuple[Subject, Path]) -> None:
     subject.read(folder)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_refused(example: tuple[Subject, Path], data: st.DataObject) -> None:
     subject, folder = example
@@ -36,13 +35,14 @@ def test_a_damaged_file_is_read_or_refused(example: tuple[Subject, Path], data: 
     whole = path.read_bytes()
     damaged = data.draw(subject.damage(whole))
     path.write_bytes(damaged)
+    refusal: KdbenchError | None = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries, about what they read: a refusal must come without them
+            warnings.simplefilter("ignore")  # of libraries, about what they read
             subject.read(folder)
     except KdbenchError as error:
-        assert str(error).strip()
-        assert not subject.named or path.name in str(error)
+        refusal = error
     finally:
         path.write_bytes(whole)
+    assert refusal is None or (str(refusal).strip() and (not subject.named or path.name in str(refusal)))
     assert not Path("owned").exists()
