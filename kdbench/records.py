@@ -14,6 +14,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
 from kdbench.config.schema import Section
@@ -199,6 +200,14 @@ class Record(Section):
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
     # Every plugin that was loaded, whatever it brought: each ran with the rights of this process.
     plugins_loaded: tuple[PluginRef, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_now(cls, tree: Any) -> Any:
+        """Read the first records, which had the reference to the dataset in place of its label."""
+        if not isinstance(tree, dict) or "dataset_ref" in tree or not isinstance(tree.get("dataset"), dict):
+            return tree
+        return {**tree, "dataset": DatasetRef.model_validate(tree["dataset"]).label, "dataset_ref": tree["dataset"]}
 
     @model_serializer(mode="wrap")
     def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from kdbench.verification.predictions import read_answers
 from kdbench.verification.report import Check, counted
 
 ENOUGH_SEEDS = 3
-# Of a run's costs, what its spec determines: times and memory are measured, and teachers are shared with whoever is near.
+# Of a run's costs, what its spec determines: time and memory are measured, and a teacher's pass may be shared.
 COUNTED = ("student_forwards", "train_only_parameters", "deployed_parameters", "deployed_flops")
 _MEASURED = {"images_per_second", "seconds"}
 _AROUND = {"kdbench_version", "plugin", "plugins_loaded", "environment", "started_at", "ended_at", "attempts", "cost"}
