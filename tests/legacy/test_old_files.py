@@ -51,7 +51,7 @@ def test_it_is_read(path: Path) -> None:
     if isinstance(found, Section):  # nothing that was written is lost
         said = found.model_dump(mode="json")
         changed = {key for key, value in written.items() if said[key] != value}
-        # Added keys are in the anchor of a spec now; the first records had the dataset's reference in place of its label.
+        # A spec's anchor has more keys now; the first records had the reference to the dataset for its label.
         assert changed <= {"anchor"} | ({"dataset"} if "dataset_ref" not in written else set())
         assert said.get("dataset_ref", written.get("dataset")) == written.get("dataset_ref", written.get("dataset"))
 
