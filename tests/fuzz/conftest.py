@@ -17,7 +17,7 @@ MOST_MEMORY = 3 << 29  # bytes that reading a small file may ask for: a forged s
 
 settings.register_profile(
     "kdbench",
-    max_examples=MANY or 25,
+    max_examples=MANY or 15,
     derandomize=not MANY,
     database=None,
     deadline=None,
