@@ -6,7 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: setup demo test lint types imports unit bench clean
+# The oldest versions pyproject.toml allows, in an environment of their own; the tools are the newest that go with them.
+LOWEST := build/lowest
+LOWEST_TOOLS := pytest pytest-xdist pytest-timeout pytest-benchmark hypothesis 'setuptools>=77' wheel
+LOWEST_TESTS := tests/unit tests/training tests/cli tests/kit tests/legacy tests/fuzz
+FUZZ ?= 1000
+
+.PHONY: setup demo test lint types imports unit bench clean fuzz test-lowest
 
 setup: $(STAMP)
 
@@ -41,6 +47,18 @@ imports: setup
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --quiet
 	for plugin in $(PLUGINS); do OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $$plugin || exit 1; done
+
+# Files damaged at random, FUZZ of each kind, other ones each time; make test damages a few, the same ones each time.
+fuzz: setup
+	KDBENCH_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --timeout 3600 tests/fuzz
+
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/versions/lowest.py > $(LOWEST)/versions.txt
+	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/versions.txt $(LOWEST_TOOLS)
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation ./plugins/kdbench-dist
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --quiet $(LOWEST_TESTS)
 
 bench: setup
 	$(BIN)/python tests/bench/step_overhead.py

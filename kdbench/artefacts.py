@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.config.schema import Section
 from kdbench.errors import ConfigError, KdbenchError, unknown
+from kdbench.evaluation import read_predicted
 from kdbench.records import parse_json
 from kdbench.spec import DatasetRef
 
 WEIGHTS, MANIFEST, PREDICTIONS = "weights.safetensors", "teacher.json", "predictions.npz"
+_AGAIN = "train or import the teacher again (its folder can be removed)"
 
 
 class TeacherManifest(Section):
@@ -119,11 +122,28 @@ class TeacherStore:
         """Return the state dict of an artefact after checking its hash.
 
         Raises:
-            KdbenchError: If the file is missing or its bytes are not the ones the manifest names.
+            KdbenchError: If the file is missing, its bytes are not the ones the manifest names, or they are no weights.
         """
         path = self.folder(manifest.dataset, manifest.name) / WEIGHTS
-        check_sha256(path, manifest.sha256, "train or import the teacher again (its folder can be removed)")
-        return load_file(path)
+        check_sha256(path, manifest.sha256, _AGAIN)
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+            raise KdbenchError(f"{path}: not the weights of a network ({error}); {_AGAIN}") from error
+
+    def predicted(self, manifest: TeacherManifest) -> Tensor:
+        """Return the classes (N,) that an artefact's network predicted for the test images.
+
+        Raises:
+            KdbenchError: If the file is missing or damaged, or of another number of images than the manifest says.
+        """
+        path = self.folder(manifest.dataset, manifest.name) / PREDICTIONS
+        predicted = read_predicted(path)
+        if len(predicted) != manifest.test_images:
+            raise KdbenchError(
+                f"{path}: has {len(predicted)} predictions, {MANIFEST} beside it says {manifest.test_images}; {_AGAIN}"
+            )
+        return predicted
 
 
 def sha256_of(path: Path) -> str:

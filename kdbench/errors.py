@@ -97,3 +97,8 @@ def unknown(kind: str, name: str, known: Iterable[str], *, where: str = "") -> s
     """Return the message for a name nobody registered: what it is, the nearest one, how to see all."""
     prefix = f"{where}: " if where else ""
     return f"{prefix}unknown {kind} '{name}'.{nearest(name, known)} All: kdbench list {kind}s"
+
+
+def printable(text: str) -> str:
+    """Return foreign text as a terminal may have it: what it would obey, or cannot show, is ``?``."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

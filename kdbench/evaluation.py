@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdbench.archives import read_arrays
 from kdbench.datasets.base import Source, Split
+from kdbench.errors import StoreError
 from kdbench.modes import evaluating
 from kdbench.types import Features
 
@@ -137,6 +139,18 @@ class TestSet:
 
 
 def read_predicted(path: Path) -> Tensor:
-    """Return the predicted classes (N,) stored by :meth:`Predictions.to_npz`."""
-    with np.load(path, allow_pickle=False) as archive:
-        return torch.from_numpy(archive["predicted"].astype(np.int64))
+    """Return the predicted classes (N,) stored by :meth:`Predictions.to_npz`.
+
+    Raises:
+        StoreError: If the file is missing, damaged or foreign.
+    """
+    try:
+        predicted = read_arrays(path, ("predicted",))["predicted"]
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not the predictions of a network ({error}); make or import it again") from error
+    if predicted.ndim != 1 or predicted.dtype.kind not in "iu":
+        raise StoreError(
+            f"{path}: its predicted is {predicted.dtype} {predicted.shape}, not one class for each image; make or "
+            "import the network again"
+        )
+    return torch.from_numpy(predicted.astype(np.int64))

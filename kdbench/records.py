@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -13,9 +13,10 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
-from kdbench.config.schema import Section
+from kdbench.config.schema import ADDED, Section
 from kdbench.errors import StoreError
 from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, VariantName
 
@@ -29,9 +30,13 @@ class Corrupt(StoreError):
     exit_code = 2
 
 
-def without_empty(dumped: dict[str, Any], *added: str) -> dict[str, Any]:
-    """Leave out what came after the first published records and says nothing: a copied record keeps its bytes."""
-    return {key: value for key, value in dumped.items() if value or key not in added}
+class Grown(Section):
+    """What had fewer keys when the first records were published; a copied record keeps its bytes."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_published(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unsaid = self.unsaid()
+        return {key: value for key, value in dump(self).items() if key not in unsaid}
 
 
 class TeacherUsed(Section):
@@ -54,7 +59,7 @@ class Accuracy(Section):
 PARTS = ("data", "teacher", "student", "method", "evaluation")  # of the time of a run
 
 
-class Cost(Section):
+class Cost(Grown):
     """What the run cost, and what its result costs to use.
 
     Args:
@@ -80,16 +85,16 @@ class Cost(Section):
     images_per_second: float
     student_forwards: int
     teacher_forwards: int
-    teacher_cached: int = 0
+    teacher_cached: Annotated[int, ADDED] = 0
     peak_memory_bytes: int
     train_only_parameters: int
     deployed_parameters: int
     deployed_flops: int
-    data_seconds: float | None = None
-    teacher_seconds: float | None = None
-    student_seconds: float | None = None
-    method_seconds: float | None = None
-    evaluation_seconds: float | None = None
+    data_seconds: Annotated[float | None, ADDED] = None
+    teacher_seconds: Annotated[float | None, ADDED] = None
+    student_seconds: Annotated[float | None, ADDED] = None
+    method_seconds: Annotated[float | None, ADDED] = None
+    evaluation_seconds: Annotated[float | None, ADDED] = None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -97,18 +102,8 @@ class Cost(Section):
         found = {part: getattr(self, f"{part}_seconds") for part in PARTS}
         return {part: seconds for part, seconds in found.items() if seconds is not None}
 
-    @model_serializer(mode="wrap")
-    def _without_unmetered_parts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the parts that the first published records do not have: a copied record keeps its bytes."""
-        kept: dict[str, Any] = dump(self)
-        return {key: value for key, value in kept.items() if value is not None}
 
-    @model_serializer(mode="wrap")
-    def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_empty(dump(self), "teacher_cached")
-
-
-class Environment(Section):
+class Environment(Grown):
     """The five things equal bits depend on (python, torch, device, threads, commit) and a few more.
 
     ``memory_formats`` says how each network lay in memory, by the name of the student's backbone and of each teacher.
@@ -122,10 +117,10 @@ class Environment(Section):
     precision: str = ""
     world_size: int = 1
     machine: str = ""
-    memory_formats: dict[str, str] = Field(default_factory=dict)
+    memory_formats: Annotated[dict[str, str], ADDED] = Field(default_factory=dict)
 
 
-class Attempt(Section):
+class Attempt(Grown):
     """One start of the run: when, how it ended, where it went on.
 
     Args:
@@ -141,12 +136,8 @@ class Attempt(Section):
     ended_at: str
     outcome: str
     from_epoch: int = 0
-    settings: dict[str, JsonValue] = Field(default_factory=dict)
-    retry_sha256: str = ""
-
-    @model_serializer(mode="wrap")
-    def _without_empty_additions(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_empty(dump(self), "settings", "retry_sha256")
+    settings: Annotated[dict[str, JsonValue], ADDED] = Field(default_factory=dict)
+    retry_sha256: Annotated[str, ADDED] = ""
 
 
 class StepReport(Section):
@@ -197,7 +188,7 @@ class EpochReport(Section):
         }
 
 
-class Record(Section):
+class Record(Grown):
     """The result of one run. A failed run has a record too: its status says so, and ``reason`` why."""
 
     schema_version: Literal[1] = 1
@@ -231,6 +222,16 @@ class Record(Section):
     started_at: str
     ended_at: str
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
+    # Every plugin that was loaded, whatever it brought: each ran with the rights of this process.
+    plugins_loaded: Annotated[tuple[PluginRef, ...], ADDED] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_now(cls, tree: Any) -> Any:
+        """Read the first records, which had the reference to the dataset in place of its label."""
+        if not isinstance(tree, dict) or "dataset_ref" in tree or not isinstance(tree.get("dataset"), dict):
+            return tree
+        return {**tree, "dataset": DatasetRef.model_validate(tree["dataset"]).label, "dataset_ref": tree["dataset"]}
 
     def numbers(self) -> dict[str, float]:
         """Return the results that are there, each under a name of its own, such as ``accuracy.last``."""

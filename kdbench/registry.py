@@ -15,7 +15,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Generic, TypeVar
@@ -35,6 +37,7 @@ from kdbench.spec import PluginRef
 from kdbench.types import Pair
 
 GROUP = "kdbench"
+OWN = "kdbench"  # distribution of the built-ins
 _BUILT_IN_PACKAGES = ("kdbench.methods", "kdbench.backbones", "kdbench.datasets", "kdbench.config")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # names become parts of paths
 T = TypeVar("T")
@@ -52,12 +55,21 @@ class Plugin:
 
     def ref(self) -> PluginRef:
         """Return how records name this plugin."""
-        path = Path(self.file)
-        # A package is all of its code: the file that registers a method says nothing of what it computes.
-        files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
-        parts = [file.read_bytes() for file in files if file.is_file()]
+        parts = [file.read_bytes() for file in self._code() if file.is_file()]
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else ""
         return PluginRef(distribution=self.distribution, version=self.version, file_sha256=digest)
+
+    def _code(self) -> list[Path]:
+        """Return the files it is made of: the one that registers a method says nothing of what others compute."""
+        path = Path(self.file)
+        if self.distribution == OWN:
+            return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+        package = path.parent
+        if not (package / "__init__.py").is_file():
+            return [path]
+        while (package.parent / "__init__.py").is_file():
+            package = package.parent
+        return sorted(package.rglob("*.py"))
 
 
 class Table(Generic[T]):
@@ -182,6 +194,12 @@ class Registry:
             ladder = load_ladder(Path(file))
             self.ladders.add(ladder.label, ladder, owner)
 
+    @cached_property
+    def guests(self) -> tuple[PluginRef, ...]:
+        """Every loaded plugin that is not of kdbench, by name, with the hash of its files as they are now."""
+        foreign = [plugin for plugin in self.plugins if plugin.distribution != OWN]
+        return tuple(plugin.ref() for plugin in sorted(foreign, key=attrgetter("name")))
+
     def _add_backbone(self, value: Backbone | Library, owner: Plugin) -> None:
         if isinstance(value, Library):
             self.backbones.libraries.add(value.name, value, owner)
@@ -260,7 +278,7 @@ def load(*, without: Iterable[str] = (), extra: Iterable[ModuleType] = ()) -> Re
     plugins: list[Plugin] = []
     modules = [*_built_ins(), *extra]
     for module in modules:
-        distribution = "kdbench" if module.__name__.startswith("kdbench.") else module.__name__.partition(".")[0]
+        distribution = OWN if module.__name__.startswith("kdbench.") else module.__name__.partition(".")[0]
         _register(manager, plugins, left_out, module.__name__, module, distribution, __version__)
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name):
         if entry.name not in left_out:

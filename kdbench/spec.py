@@ -31,7 +31,7 @@ class PluginRef(Section):
     Args:
         distribution: Distribution name, ``kdbench`` for built-ins.
         version: Its version.
-        file_sha256: Hash of the module file that defines the method.
+        file_sha256: Hash of the file that defines it; of a package, of all its Python files.
     """
 
     distribution: str

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from kdbench.cli.main import cli
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -20,11 +20,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KdbenchError as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"kdbench: {error}", err=True)
+        click.echo(printable(f"kdbench: {error}"), err=True)
         code = error.exit_code
     except click.ClickException as error:
         message = error.format_message()
-        click.echo(message if message.startswith("Usage:") else f"kdbench: {message}", err=True)
+        click.echo(printable(message if message.startswith("Usage:") else f"kdbench: {message}"), err=True)
         code = 2
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("kdbench: stopped; the same command continues where it was", err=True)
@@ -32,11 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        click.echo(
+        said = (
             f"kdbench: unexpected {type(error).__name__}: {error}; a defect of kdbench or of a plugin: run again with "
-            "--debug to see where",
-            err=True,
         )
+        click.echo(printable(f"{said}--debug to see where"), err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -9,10 +9,13 @@ from typing import Any, Self
 
 import click
 
+from kdbench.errors import printable
 from kdbench.execution.events import Event
 from kdbench.execution.remaining import TimeLeft
 from kdbench.spec import RunSpec
 from kdbench.training.runtime import spoken
+
+_NOT_OURS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class Reporter:
@@ -48,7 +51,7 @@ class Reporter:
             "progress": self._progress, "phase": self._phase, "epoch": self._epoch, "record": self._record,
             "teacher": self._teacher, "warning": self._warning,
         }  # fmt: skip
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # something a plugin printed that looks like one
+        with contextlib.suppress(*_NOT_OURS):  # something a plugin printed that looks like one
             shown.get(event.kind, lambda _data: None)(event.data)
 
     def _progress(self, data: dict[str, Any]) -> None:
@@ -110,10 +113,11 @@ class Reporter:
         self._say(f"warning: {data['message']}")
 
     def _say(self, text: str) -> None:
+        shown = printable(text)
         if self._bars is None:
-            click.echo(text)
+            click.echo(shown)
         else:
-            self._bars.console.print(text, markup=False, highlight=False)
+            self._bars.console.print(shown, markup=False, highlight=False)
 
 
 def _number(value: float | None) -> str:

@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from kdbench.cli.arguments import apply, data_option, teachers_option
+from kdbench.cli.main import State
+
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path))
-def verify_command(bundle: Path) -> None:
-    """Check a published board, BUNDLE: tables, records, accuracies and hashes against each other.
+@click.argument("bundle", type=click.Path(path_type=Path), metavar="BOARD|RUN")
+@apply(
+    click.option("--rerun", is_flag=True, help="Train the run in the folder RUN again, and compare."),
+    click.option("--out", type=click.Path(path_type=Path), help="With --rerun: store that keeps the second training."),
+    teachers_option,
+    data_option,
+    click.option("--device", help="With --rerun: cpu, cuda or cuda:N  [default: that of the run]."),
+    click.option("--threads", type=click.IntRange(1), help="With --rerun: CPU threads  [default: those of the run]."),
+)
+@click.pass_obj
+def verify_command(
+    state: State, bundle: Path, rerun: bool, out: Path | None, teachers: Path, data: Path, device: str | None,
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Check a published board: tables, records, accuracies and hashes against each other.
 
-    BUNDLE is what leaderboard --records has written. Nothing is changed; no dataset, teacher or plugin is needed.
+    BOARD is what leaderboard --records has written. Nothing is changed; no dataset, teacher or plugin is needed.
+
+    With --rerun, train one finished run again with the same teachers, data and threads: exit 0 if the bits are equal, 4
+    if not.
     """
+    if rerun:
+        _rerun(state, bundle, out, teachers, data, device, threads)
+        return
+    if out or device or threads:
+        raise click.UsageError("--out, --device and --threads belong to --rerun; add it, or leave them out")
     from kdbench.errors import ProblemList
     from kdbench.verification import verify
 
-    checks = verify(bundle)
-    for check in checks:
-        click.echo(check.line)
-    if problems := [problem for check in checks for problem in check.problems]:
+    if problems := _show(verify(bundle)):
         raise ProblemList(problems)
     click.echo(f"{bundle}: its tables are what its records say")
+
+
+def _rerun(
+    state: State, path: Path, out: Path | None, teachers: Path, data: Path, device: str | None, threads: int | None
+) -> None:
+    from kdbench.cli.workplaces import workplace
+    from kdbench.errors import ConfigError, KdbenchError
+    from kdbench.store import RunStore
+    from kdbench.verification.rerun import open_run, rerun
+
+    run = open_run(path)
+    around = run.record.environment
+    place = workplace(state, teachers, data, device or around.device, threads or around.threads, None)
+    with tempfile.TemporaryDirectory(prefix="kdbench-rerun-") as folder:
+        store = RunStore(out or Path(folder))
+        if store.folder(run.spec.run_id).path.exists():
+            raise ConfigError(f"--out {out}: holds this run already; choose another folder")
+        problems = _show(rerun(run, store, place))
+    if problems:
+        raise KdbenchError("\n".join(problems))
+    click.echo(f"{path}: trained again, with equal bits")
+
+
+def _show(checks: Iterable[Any]) -> list[str]:
+    """Print a line for each check and return all problems."""
+    from kdbench.errors import printable
+
+    problems: list[str] = []
+    for check in checks:
+        click.echo(printable(check.line))
+        problems += check.problems
+    return problems

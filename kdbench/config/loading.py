@@ -22,14 +22,17 @@ _LONGEST_SHOWN = 100
 class _Loader(yaml.SafeLoader):
     """Safe YAML without its traps.
 
-    A repeated key is an error, so is an alias (a few of them unfold to gigabytes); ``1e-3`` is a number, and neither
-    is ``010`` octal nor ``1:30`` ninety.
+    A repeated key is an error, so is an alias (a few of them unfold to gigabytes), and a tag (it asks for a type, and
+    PyYAML fails in many ways on a value that is not of it); ``1e-3`` is a number, and neither is ``010`` octal nor
+    ``1:30`` ninety.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor}: write it out", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, f"tag {event.tag}: write the value alone", event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 

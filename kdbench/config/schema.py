@@ -65,6 +65,11 @@ class Section(BaseModel):
             raise ValueError("input should be a number")
         return value
 
+    def unsaid(self) -> set[str]:
+        """Return the added keys that are at their defaults: what was written before there were any lacks them."""
+        added = ((key, field) for key, field in _fields(type(self)).items() if field is not None)
+        return {key for key, field in added if getattr(self, key) == field.get_default(call_default_factory=True)}
+
     def hashed(self, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return what a hash of this value covers: all of it in JSON's types, but the added keys at their defaults.
 
@@ -72,15 +77,13 @@ class Section(BaseModel):
             exclude: What else to leave out, in pydantic's form; ``True`` stands for the whole of a key.
         """
         left_out = exclude or {}
-        skipped = {key for key, inner in left_out.items() if inner is True}
+        skipped = self.unsaid() | {key for key, inner in left_out.items() if inner is True}
         nested: dict[str, Any] = {}
-        for key, added in _fields(type(self)):
+        for key in _fields(type(self)):
             value = getattr(self, key)
             if key in skipped:
                 continue
-            if added is not None and value == added.get_default(call_default_factory=True):
-                skipped.add(key)
-            elif isinstance(value, Section):
+            if isinstance(value, Section):
                 nested[key] = value.hashed(left_out.get(key))
             elif isinstance(value, tuple) and value and isinstance(value[0], Section):
                 nested[key] = [item.hashed(left_out.get(key)) for item in value]
@@ -89,10 +92,10 @@ class Section(BaseModel):
 
 
 @cache
-def _fields(section: type[Section]) -> tuple[tuple[str, FieldInfo | None], ...]:
+def _fields(section: type[Section]) -> dict[str, FieldInfo | None]:
     """Return the names of a section's fields; beside one that was added later, the field itself."""
     fields = section.model_fields.items()
-    return tuple((key, field if ADDED in field.metadata else None) for key, field in fields)
+    return {key: field if ADDED in field.metadata else None for key, field in fields}
 
 
 class Loss(Section):

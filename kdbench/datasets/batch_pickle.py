@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,10 @@ from kdbench.datasets.checks import bad, readable
 
 _MARGIN = 1 << 20  # labels and names are shorter, pixels longer
 _FAULTS = (
-    pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, MemoryError, OverflowError,
+    pickle.PickleError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, struct.error,
+    MemoryError, RecursionError, NotImplementedError, AssertionError,
 )  # fmt: skip
+_CODE = re.compile(r"[biuf][1248]")
 _HOW = "Get the original batch file again, or use the npz variant (train_data_batch_1.npz and so on)."
 
 
@@ -31,9 +35,12 @@ class _Type:
 
 
 class _Dtype:
-    """Stands for a dtype; only little-endian or single-byte integers are understood."""
+    """Stands for a dtype; only little-endian or single-byte numbers are understood."""
 
-    def __init__(self, code: str, *_flags: object) -> None:
+    def __init__(self, code: object, *_flags: object) -> None:
+        if not isinstance(code, str) or not _CODE.fullmatch(code):
+            what = code[:20] if isinstance(code, str) else type(code).__name__
+            raise pickle.UnpicklingError(f"an array of {what}, not of numbers")
         self.code = code
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -63,6 +70,8 @@ class PickledArray:
         """Keep what the pickle says; raises UnpicklingError if it is nothing that a batch holds."""
         if order != "C" or not isinstance(dtype, _Dtype) or not all(isinstance(length, int) for length in shape):
             raise pickle.UnpicklingError("an array that is not in C order or not of numbers")
+        if not isinstance(content, str | bytes | bytearray):  # of a number, bytes() would make as many zeros
+            raise pickle.UnpicklingError(f"an array whose bytes are a {type(content).__name__}")
         self.shape, self.code = tuple(shape), dtype.code
         # Python 2 pickled bytes as text.
         self.content = content.encode("latin1") if isinstance(content, str) else bytes(content)
@@ -99,6 +108,13 @@ _KNOWN: Mapping[tuple[str, str], Callable[..., object]] = {
 }
 
 
+# Sets hash what they hold, as keys do; the others make objects or ask the program for them.
+_REFUSED = (
+    pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX,
+    pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+)  # fmt: skip
+
+
 # The unpickler in Python, not the one in C: it reads pixels through ``file.read``, where they can be skipped.
 class _Reader(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
@@ -112,7 +128,35 @@ class _Reader(pickle._Unpickler):
             raise pickle.UnpicklingError("it sets the state of something that is no array")
         super().load_build()  # type: ignore[misc]
 
-    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_dict(self) -> None:
+        self._check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_dict()  # type: ignore[misc]
+
+    def refuse(self) -> None:
+        raise pickle.UnpicklingError("it makes something that no batch holds")
+
+    @staticmethod
+    def _check_keys(keys: list[Any]) -> None:
+        # The hash of a tuple that holds a tuple twice, which holds another one twice, and so on takes for ever.
+        if not all(isinstance(key, str | bytes) for key in keys):
+            raise pickle.UnpicklingError("it has keys that are no text")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        **dict.fromkeys((code[0] for code in _REFUSED), refuse),
+    }
 
 
 class _Skipping:

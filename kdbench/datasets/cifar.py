@@ -9,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kdbench.datasets.base import Dataset, DatasetInfo
-from kdbench.datasets.checks import no_argument
+from kdbench.datasets.batch_pickle import PickledArray, read_batch
+from kdbench.datasets.checks import bad, no_argument
 from kdbench.datasets.torchvision_source import Archive, Layout, TorchvisionSource
 from kdbench.hooks import hookimpl
 from kdbench.types import StageShape
@@ -65,7 +68,7 @@ def _info(name: str, classes: str, normalisation: tuple[tuple[float, ...], tuple
 
 
 def _layout(class_name: str) -> Layout:
-    return Layout(class_name, _archives, _complete)
+    return Layout(class_name, _archives, _complete, _read)
 
 
 def _archives(kind: Any, root: Path) -> list[Archive]:
@@ -78,3 +81,17 @@ def _complete(kind: Any, root: Path) -> bool:
     # torchvision itself downloads nothing when only the class names are missing, and then fails to read them.
     files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     return all(check_integrity(root / kind.base_folder / name, md5) for name, md5 in files)
+
+
+def _read(kind: Any, root: Path, train: bool) -> tuple[Any, Any]:
+    """Return images (N, 3072) and labels (N,); CIFAR is published as pickles, and kdbench runs no code from files."""
+    images, labels = [], []
+    for name, _md5 in kind.train_list if train else kind.test_list:
+        path = root / kind.base_folder / name
+        tree = read_batch(kind.__name__, path, pixels=True)
+        data, said = tree.get("data"), tree.get("fine_labels", tree.get("labels"))
+        if not isinstance(data, PickledArray) or not isinstance(said, list):
+            raise bad(kind.__name__, f"{name} has no images and labels", "Remove it, and it is downloaded again.")
+        images.append(data.values())
+        labels += said
+    return np.concatenate(images), np.array(labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,12 @@ def read_images(where: str, root: Path, files: Sequence[Path], shape: StageShape
     Raises:
         ConfigError: On the first file that is damaged or has another shape.
     """
-    pixels = np.empty((len(files), *shape.dims), dtype=np.uint8)
+    try:
+        pixels = np.empty((len(files), *shape.dims), dtype=np.uint8)
+    except MemoryError as error:
+        needed = len(files) * math.prod(shape.dims) / 2**30
+        problem = f"{len(files)} images of {shape} (CxHxW) take {needed:.1f} GiB of memory"
+        raise bad(where, problem, "Resize the images, or take fewer.") from error
     for row, file in zip(pixels, files, strict=True):
         with _decoding(where, root, file), Image.open(file) as image:
             found = _shape(where, root, file, image)

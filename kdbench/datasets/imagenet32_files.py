@@ -103,7 +103,11 @@ class Batch:
             raise bad(self._where, f"data is a {type(data).__name__}, not an array", _ALLOWED)
         with readable(self._where, ValueError, TypeError, OverflowError):
             np.dtype(data.code)
-            return data, labels.values() if isinstance(labels, PickledArray) else np.asarray(labels)
+            if isinstance(labels, PickledArray):
+                return data, labels.values()
+            # NumPy would unfold a list of lists, which may hold one another many times.
+            flat = isinstance(labels, list | tuple) and all(isinstance(label, int) for label in labels)
+            return data, np.asarray(labels) if flat else np.empty((0, 0))
 
     def _check(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         if dtype != np.uint8 or len(shape) != 2 or shape[1] != PIXELS or shape[0] < 1:

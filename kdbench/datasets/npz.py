@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kdbench.archives import Header
 from kdbench.datasets.base import Dataset, DatasetInfo, Split
 from kdbench.datasets.checks import (
     bad,
@@ -19,7 +20,7 @@ from kdbench.datasets.checks import (
     same_shape,
 )
 from kdbench.datasets.identity import file_fingerprint, slug
-from kdbench.datasets.npz_archive import Header, read_array, read_headers
+from kdbench.datasets.npz_archive import read_array, read_headers
 from kdbench.hooks import hookimpl
 from kdbench.types import StageShape
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import lzma
-import math
 import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from kdbench.archives import UNREADABLE, Header, read_header
 from kdbench.datasets.checks import bad, readable, shown
 from kdbench.errors import nearest
 
@@ -23,23 +20,6 @@ MAX_UNPACKED = 1 << 30
 MAX_RATIO = 100
 
 _HOW = "Write the file with numpy.savez or numpy.savez_compressed."
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    SyntaxError,
-    RuntimeError,  # an encrypted member, or an unknown compression
-)
-
-
-@dataclass(frozen=True)
-class Header:
-    """Shape and dtype of an array, read without its values."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 def read_headers(where: str, path: Path, required: Sequence[str], optional: Sequence[str]) -> dict[str, Header]:
@@ -54,7 +34,7 @@ def read_headers(where: str, path: Path, required: Sequence[str], optional: Sequ
     Raises:
         ConfigError: If the file is not an npz, is damaged, lacks an array, or declares sizes that cannot be.
     """
-    with readable(where, *_UNREADABLE):
+    with readable(where, *UNREADABLE):
         _refuse_foreign(where, path)
         with zipfile.ZipFile(path) as archive:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
@@ -73,7 +53,7 @@ def read_array(where: str, path: Path, name: str) -> NDArray[Any]:
     Raises:
         ConfigError: If its data are damaged.
     """
-    with readable(where, *_UNREADABLE), np.load(path, allow_pickle=False) as archive:
+    with readable(where, *UNREADABLE), np.load(path, allow_pickle=False) as archive:
         array: NDArray[Any] = archive[name]
     return array
 
@@ -98,22 +78,10 @@ def _refuse_bomb(where: str, path: Path, members: dict[str, zipfile.ZipInfo]) ->
 
 
 def _header(where: str, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> Header:
-    with archive.open(member) as stream:
-        shape, dtype = _parse(stream)
-        needed = stream.tell() + math.prod(shape) * dtype.itemsize
+    header = read_header(archive, member)
     # Object arrays are pickles: their size says nothing, and their dtype is refused by every check that follows.
-    if not dtype.hasobject and member.file_size != needed:
-        problem = f"{name} declares {member.file_size:,} bytes, but its shape {list(shape)} needs {needed:,}"
+    if not header.dtype.hasobject and member.file_size != header.needed:
+        shape, needed = list(header.shape), header.needed
+        problem = f"{name} declares {member.file_size:,} bytes, but its shape {shape} needs {needed:,}"
         raise bad(where, problem, f"The file is damaged or forged. {_HOW}")
-    return Header(shape, dtype)
-
-
-def _parse(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = npy.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = npy.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = npy.read_array_header_2_0(stream)
-    else:
-        raise ValueError(f"npy format {version[0]}.{version[1]}")
-    return shape, dtype
+    return header

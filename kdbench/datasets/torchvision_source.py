@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,11 +43,14 @@ class Layout:
         class_name: Class of ``torchvision.datasets``.
         archives: Called with (that class, data root): the files to download.
         complete: Called with (that class, data root): whether all unpacked files are there and whole.
+        read: Called with (that class, data root, whether to train): images and labels. None = as torchvision reads
+            them, which is right for files that are no pickles.
     """
 
     class_name: str
     archives: Callable[[Any, Path], Sequence[Archive]]
     complete: Callable[[Any, Path], bool]
+    read: Callable[[Any, Path, bool], tuple[Any, Any]] | None = None
 
 
 class TorchvisionSource:
@@ -92,16 +94,12 @@ class TorchvisionSource:
         kind = getattr(datasets, self._layout.class_name)
         try:
             self._ensure(kind)
-            with warnings.catch_warnings():
-                # CIFAR is published as old pickles; NumPy warns about them, and no user can do anything about it.
-                warnings.simplefilter("ignore")
-                loaded = kind(self._root, train=train)
+            found = (self._layout.read or _as_torchvision)(kind, self._root, train)
         except _FAILED as error:
             raise self._unavailable(kind, error) from error
         channels, height, width = self._info.image.dims
-        images = torch.as_tensor(loaded.data, dtype=torch.uint8).reshape(-1, height, width, channels)
-        labels = torch.as_tensor(loaded.targets, dtype=torch.int64)
-        return Split(images.permute(0, 3, 1, 2).contiguous(), labels)
+        images, labels = (torch.as_tensor(part) for part in found)
+        return Split(images.to(torch.uint8).reshape(-1, channels, height, width), labels.to(torch.int64))
 
     def _ensure(self, kind: Any) -> None:
         """Download and unpack unless everything is there; what is there only in part is replaced."""
@@ -135,3 +133,8 @@ class TorchvisionSource:
         files = ", ".join(a.path.name for a in absent)
         remedy = f"Run again with a network, or place {files} into {folder}, or use an own copy: --dataset npz:PATH"
         return bad(name, problem, remedy)
+
+
+def _as_torchvision(kind: Any, root: Path, train: bool) -> tuple[Any, Any]:
+    loaded = kind(root, train=train)
+    return loaded.data, loaded.targets

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-from numpy.lib import format
-from numpy.typing import NDArray
 
+from kdbench.archives import read_arrays
 from kdbench.errors import StoreError
 from kdbench.leaderboard.model import Cell, Row
 from kdbench.stats import Bits, crossed_error_of_bits
@@ -51,47 +45,22 @@ def read_answers(cell: Cell) -> Answers | None:
     if not cell.path or cell.status != "ok" or not path.exists():
         return None
     try:
-        with ZipFile(path) as archive:
-            bits, images = _array(archive, "correct"), int(_array(archive, "count").item())
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise StoreError(f"{path}: not the predictions of a run ({_why(error)}); {_REMEDY}") from error
+        bits, count = read_arrays(path, ("correct", "count")).values()
+        images = int(count)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise StoreError(f"{path}: not the predictions of a run ({error}); {_REMEDY}") from error
     if bits.dtype != np.uint8 or bits.shape != (-(-images // 8),):
         raise StoreError(f"{path}: {bits.shape} {bits.dtype} are not one bit for each of {images} images; {_REMEDY}")
-    count = right(bits)
+    correct = right(bits)
     if images % 8 and bits[-1] & (0xFF >> images % 8):
         raise StoreError(f"{path}: bits beyond its {images} images; {_REMEDY}")
     recorded = cell.record.accuracy.last if cell.record and cell.record.accuracy else float("nan")
-    if not abs(100 * count / max(images, 1) - recorded) <= CLOSE:
-        raise StoreError(f"{path}: {count} of {images} right, but the record says {recorded} %; {_REMEDY}")
+    if not abs(100 * correct / max(images, 1) - recorded) <= CLOSE:
+        raise StoreError(f"{path}: {correct} of {images} right, but the record says {recorded} %; {_REMEDY}")
     return Answers(bits, images)
 
 
 _REMEDY = "restore it, or remove it to do without SE_test"
-
-
-def _array(archive: ZipFile, name: str) -> NDArray[Any]:
-    """Return one array; numpy's own reader takes most of its time for headers, which are all alike."""
-    if f"{name}.npy" not in archive.namelist():
-        raise KeyError(name)
-    file = archive.read(f"{name}.npy")
-    start = 10 + int.from_bytes(file[8:10], "little")
-    shape, kind = _header(file[:start])
-    return np.frombuffer(file, kind, offset=start).reshape(shape)
-
-
-@lru_cache(maxsize=256)
-def _header(start: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    stream = BytesIO(start)
-    if format.read_magic(stream) != (1, 0):
-        raise ValueError("not a file of the first version of the format, which holds all arrays of numbers")
-    shape, _, kind = format.read_array_header_1_0(stream)
-    if kind.hasobject:
-        raise ValueError("objects are not read: they could run code")
-    return shape, kind
-
-
-def _why(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else "half-written or foreign"
 
 
 def answers_by_seed(cells: Iterable[Cell], reader: Reader | None) -> dict[str, dict[int, Answers]]:

@@ -31,7 +31,8 @@ def earlier(folder: RunFolder) -> Attempts:
     path = folder.path / ATTEMPTS
     found: list[Attempt] = []
     if path.exists():
-        with contextlib.suppress(ValueError):  # half-written by nobody we know: the history is a courtesy
+        # Half-written by nobody we know, or foreign: the history is a courtesy.
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             found = [Attempt.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
     return tuple(a if a.ended_at else a.model_copy(update={"ended_at": now(), "outcome": "killed"}) for a in found)
 

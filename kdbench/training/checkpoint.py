@@ -12,10 +12,12 @@ import torch
 
 from kdbench.errors import KdbenchError
 from kdbench.files import set_aside, sweep_temporary, write_atomic
+from kdbench.training.safe_load import fault_of, load_tensors, tensors_in
 
 KEEP = 2
 SCHEMA = 2  # 2: several optimizers, notes
 _NAME = re.compile(r"^p(\d+)-e(\d+)-s(\d+)-([0-9a-f]{16})\.pt$")
+_REMEDY = "finish the run with the version that started it, or remove its folder"
 State = dict[str, Any]
 
 
@@ -77,10 +79,25 @@ class CheckpointFolder:
         data = path.read_bytes()
         if match is None or hashlib.sha256(data).hexdigest()[:16] != match[4]:
             return None
-        state: State = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        if state.get("schema") != SCHEMA:
-            raise KdbenchError(
-                f"{path}: checkpoint schema {state.get('schema')}, this kdbench reads {SCHEMA}; finish the run with "
-                "the version that started it, or remove its folder"
-            )
-        return state
+        return _state(path, data)
+
+
+def _state(path: Path, data: bytes) -> State:
+    """Return what a whole file says.
+
+    Raises:
+        KdbenchError: If it is foreign, made to harm, or of another version: it is not damaged, so nobody may guess.
+    """
+    try:
+        state = load_tensors(io.BytesIO(data))
+    except Exception as error:  # a foreign pickle can raise anything
+        detail = " ".join(str(error).split())[:200]
+        raise KdbenchError(
+            f"{path}: not a checkpoint of kdbench ({type(error).__name__}: {detail}); {_REMEDY}"
+        ) from error
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        found = state.get("schema") if isinstance(state, dict) else type(state).__name__
+        raise KdbenchError(f"{path}: checkpoint schema {found}, this kdbench reads {SCHEMA}; {_REMEDY}")
+    if fault := next(filter(None, map(fault_of, tensors_in(state))), ""):
+        raise KdbenchError(f"{path}: not a checkpoint of kdbench (a tensor is {fault}); {_REMEDY}")
+    return state

@@ -107,6 +107,8 @@ def train_cohort(
         prepare_compiler(machine.device)
     data = load_data(source, first.dataset, anchor.data, anchor.evaluation, machine.device)
     manifests = _manifests(specs, workplace.teachers)
+    if manifests:
+        workplace.teachers.predicted(manifests[0])  # agreement is measured at the end: what is damaged is refused now
     layout = anchor.step.channels_last
     teachers = [teacher_network(manifest, data, workplace, layout=layout) for manifest in manifests]
     batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)

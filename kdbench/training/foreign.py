@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, printable
+from kdbench.training.safe_load import Refused, fault_of, load_tensors
 
 State = dict[str, Tensor]
 
@@ -89,11 +88,10 @@ def read_checkpoint(path: Path) -> Contents:
         if path.suffix == ".safetensors":
             tree: object = load_file(path)
         else:
-            _check_archive(path)
             with safe_globals(_INERT):  # type: ignore[arg-type]  # pairs are documented, but not in the signature
-                tree = torch.load(path, map_location="cpu", weights_only=True)
-    except ConfigError:
-        raise
+                tree = load_tensors(path)
+    except Refused as error:
+        raise ConfigError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise ConfigError(f"{path}: {_why_unreadable(error)}") from error
     return _Unpacking(path).contents(tree)
@@ -107,16 +105,6 @@ def _why_unreadable(error: Exception) -> str:
         )
     detail = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:100]
     return f"not a readable checkpoint (damaged or foreign): {type(error).__name__}: {detail}; get the file again"
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what torch does not look at: compressed entries, which expand without limit, and wrong checksums."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                raise ConfigError(f"{path}: a checkpoint with compressed entries is not one torch wrote; refused")
-            if bad := archive.testzip():
-                raise ConfigError(f"{path}: damaged: checksum of {bad} is wrong; get the file again")
 
 
 class _Unpacking:
@@ -186,12 +174,10 @@ def _named(tree: Mapping[object, object]) -> dict[str, str]:
 
 
 def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A few stored bytes can claim to be a tensor of any size by a stride of zero; a meta tensor has none at all."""
     for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ConfigError(f"{path}: {some([key])}: not a plain dense tensor; save an unquantised, dense state dict")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ConfigError(f"{path}: {some([key])}: claims {tuple(tensor.shape)}, more than the file holds; refused")
+        if fault := fault_of(tensor):
+            remedy = "refused" if fault.startswith("claims") else "save an unquantised, dense state dict"
+            raise ConfigError(f"{path}: {some([key])}: {fault}; {remedy}")
 
 
 def _below(state: State, prefix: str) -> State:
@@ -207,5 +193,5 @@ def _strip(state: State) -> State:
 
 def some(keys: Iterable[str], most: int = 6) -> str:
     """Return the first of the keys, and how many more there are; what a terminal would obey is shown as ``?``."""
-    listed = ["".join(letter if letter.isprintable() else "?" for letter in key) for key in keys]
+    listed = [printable(key).replace("\n", "?") for key in keys]
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -13,14 +13,13 @@ from safetensors.torch import save
 from torch import nn
 
 from kdbench import __version__
-from kdbench.artefacts import PREDICTIONS as TEACHER_PREDICTIONS
 from kdbench.artefacts import TeacherStore
 from kdbench.backbones.cost import flops_of
 from kdbench.errors import KdbenchError
-from kdbench.evaluation import Predictions, read_predicted
+from kdbench.evaluation import Predictions
 from kdbench.files import write_atomic
 from kdbench.records import PARTS, Accuracy, Attempt, Cost, Record, Status, TeacherUsed
-from kdbench.spec import RunSpec
+from kdbench.spec import PluginRef, RunSpec
 from kdbench.store import PREDICTIONS, WEIGHTS
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained
@@ -62,7 +61,12 @@ def measure(trained: Trained, machine: Machine, store: TeacherStore) -> Measured
 
 
 def finish(
-    trained: Trained, measured: Measured | None, machine: Machine, attempts: Sequence[Attempt], ended_at: str
+    trained: Trained,
+    measured: Measured | None,
+    machine: Machine,
+    attempts: Sequence[Attempt],
+    ended_at: str,
+    plugins: tuple[PluginRef, ...] = (),
 ) -> Record:
     """Write the results of a lane and return its record; the checkpoints go when the record is safe.
 
@@ -72,6 +76,7 @@ def finish(
         machine: Where it ran.
         attempts: All starts of this run, the last one still without an end.
         ended_at: ISO time.
+        plugins: Every plugin that was loaded.
     """
     lane, folder = trained.lane, trained.folder
     status, reason = outcome(lane)
@@ -92,6 +97,7 @@ def finish(
     if status != "ok":
         reason = told(reason, attempts)
     record = _record(trained, machine, status, reason, (*attempts[:-1], closed), measured)
+    record = record.model_copy(update={"plugins_loaded": plugins})
     folder.write_record(record)
     if status != "infra_failed":  # a failed run may be tried again from where it was
         CheckpointFolder(folder.checkpoints).remove()
@@ -218,9 +224,7 @@ def _agreement(predictions: Predictions, trained: Trained, store: TeacherStore) 
     """Return agreement with the first teacher in percent; None without one, or if it was measured on other images."""
     if not trained.teachers or trained.teachers[0].dataset.fingerprint != trained.data.info.fingerprint:
         return None
-    teacher = trained.teachers[0]
-    path = store.folder(teacher.dataset, teacher.name) / TEACHER_PREDICTIONS
-    return predictions.agreement(read_predicted(path))
+    return predictions.agreement(store.predicted(trained.teachers[0]))
 
 
 def _cost(lane: Lane, machine: Machine) -> Cost:

@@ -135,7 +135,8 @@ def _end(trained: Trained, start: Start, workplace: Workplace) -> Record | None:
         start.ask_for_retry(outcome(lane)[1], trained.from_epoch)
         return None
     start.lock.verify(lane.spec, start.folder, "during the run")
-    record = finish(trained, measured, workplace.machine, start.attempts, now())
+    plugins = workplace.registry.guests
+    record = finish(trained, measured, workplace.machine, start.attempts, now(), plugins)
     attempts.forget(start.folder)
     workplace.registry.tell("kdbench_run_finished", record=record)
     return record

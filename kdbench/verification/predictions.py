@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.archives import LARGEST, read_arrays
 from kdbench.records import Record
 from kdbench.store import PREDICTIONS, RECORD
 from kdbench.verification.bundle import Bundle, Run
 from kdbench.verification.report import Check, counted
 
-LARGEST = 1 << 30  # bytes an archive may unpack to: 8 bytes for each of a hundred million images
 _RESTORE = "bring back the published file, or publish the board again"
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError, SyntaxError)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def recount(folder: Path, record: Record) -> tuple[Answers | None, list[str]]:
     path = folder / PREDICTIONS
     try:
         answers = read_answers(path, record.classes)
-    except (*_UNREADABLE, OSError) as error:
+    except (ValueError, OSError) as error:
         return None, [f"{path}: not predictions of kdbench ({error}); expected are those of the run"]
     right, count = int(answers.correct.sum()), len(answers.correct)
     last = record.accuracy.last if record.accuracy else None
@@ -90,13 +87,10 @@ def read_answers(path: Path, classes: int) -> Answers:
         classes: Classes of its dataset.
 
     Raises:
-        ValueError: If its arrays are not what they should be; reading it may raise other errors, too.
+        OSError: If the file cannot be read.
+        ValueError: If its arrays are not what they should be.
     """
-    with zipfile.ZipFile(path) as archive:
-        if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
-            raise ValueError(f"it unpacks to {size} bytes; allowed is {LARGEST}")
-    with np.load(path, allow_pickle=False) as archive:
-        packed, predicted, total = (np.asarray(archive[name]) for name in ("correct", "predicted", "count"))
+    packed, predicted, total = read_arrays(path, ("correct", "predicted", "count"), LARGEST).values()
     if total.shape != () or not np.issubdtype(total.dtype, np.integer) or total < 1:
         raise ValueError("its count is no positive integer")
     count = int(total)

@@ -50,7 +50,7 @@ def _foreign(path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     there = run(tmp_path)
     damage(tmp_path / "predictions.npz")
-    with pytest.raises(StoreError, match=r"predictions\.npz: not the predictions of a run \(half-written or foreign\)"):
+    with pytest.raises(StoreError, match=r"predictions\.npz: not the predictions of a run \(half-written or foreign: "):
         read_answers(there)
 
 

@@ -4,10 +4,10 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -275,13 +275,30 @@ def test_path_is_refused(opening: Callable[[str, Path], object]) -> None:
         opening("somewhere", Path())
 
 
-def test_warnings_about_old_pickles_are_not_the_users(
-    tmp_path: Path, internet: Internet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class CIFAR100(torchvision.datasets.CIFAR100):
-        def __init__(self, root: Path, *, train: bool) -> None:
-            warnings.warn("align should be a boolean", DeprecationWarning, stacklevel=1)
-            super().__init__(root, train=train)
+class Touch:
+    """Unpickling it would make a file."""
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR100", CIFAR100)
-    assert open_cifar100("", tmp_path).train().labels.tolist() == LABELS[:4]
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch owned",)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"data": CIFAR, "fine_labels": Touch()}, r"train is not a readable batch: it names posix\.system"),
+        ({"data": [1, 2], "fine_labels": [1]}, "train has no images and labels"),
+        ({"data": CIFAR[:4].reshape(4, -1)}, "train has no images and labels"),
+    ],
+)
+def test_a_batch_of_cifar_is_read_without_running_it(
+    tmp_path: Path, internet: Internet, monkeypatch: pytest.MonkeyPatch, tree: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = open_cifar100("", tmp_path)
+    source.train()
+    content = pickle.dumps(tree)
+    (tmp_path / "cifar-100-python" / "train").write_bytes(content)
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "train_list", [["train", md5(content)]])
+    with pytest.raises(ConfigError, match=message):
+        source.train()
+    assert not Path("owned").exists()

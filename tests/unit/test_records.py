@@ -9,7 +9,7 @@ import pytest
 
 from kdbench.errors import StoreError
 from kdbench.records import PARTS, Accuracy, Corrupt, Cost, Record, parse_json
-from kdbench.spec import RunSpec
+from kdbench.spec import PluginRef, RunSpec
 
 
 @pytest.fixture
@@ -27,6 +27,15 @@ def said(model: type[Record] | type[RunSpec], path: Path, kind: type[StoreError]
 def test_round_trip(record: Record, path: Path) -> None:
     full = record.model_copy(update={"accuracy": Accuracy(last=1 / 3, best=0.1 + 0.2, last5_mean=5e-324, top5=100.0)})
     path.write_text(full.model_dump_json(indent=2))
+    assert parse_json(Record, path) == full
+
+
+def test_plugins_that_were_loaded_are_in_a_record_and_in_no_older_one(record: Record, path: Path) -> None:
+    assert "plugins_loaded" not in record.model_dump_json()
+    guest = PluginRef(distribution="guest", version="1.0", file_sha256="ab")
+    full = record.model_copy(update={"plugins_loaded": (guest,)})
+    path.write_text(full.model_dump_json(indent=2))
+    assert json.loads(path.read_text())["plugins_loaded"] == [guest.model_dump()]
     assert parse_json(Record, path) == full
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -79,6 +80,25 @@ def test_entry_point(install: Callable[[str, str], None], tmp_path: Path) -> Non
     assert owner.file == str(tmp_path / "guest_module_0.py")
     assert len(owner.ref().file_sha256) == 64
     assert registry.methods.owner("dkd").distribution == "kdbench"
+
+
+def test_the_hash_of_a_plugin_is_that_of_its_whole_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A plugin's module says little where another module of its package computes."""
+    package = tmp_path / "guest_package"
+    (package / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "inner/__init__.py", "losses.py"):
+        (package / name).touch()
+    (package / "inner" / "plugin.py").write_text(METHOD.format(name="packed_method"))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("guest_package.inner.plugin")
+    registry = registries.load(extra=[module])
+    owner = registry.methods.owner("packed_method")
+    before = owner.ref()
+    assert before in registry.guests
+    assert before.distribution == "guest_package"
+    assert not {guest.distribution for guest in registry.guests} & {"kdbench"}
+    (package / "losses.py").write_text("WEIGHT = 2")
+    assert owner.ref().file_sha256 != before.file_sha256
 
 
 FAILING = {

@@ -1,0 +1,65 @@
+"""Loading tensors that torch saved, from files that anybody may have made: no code is run, no size believed."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Refused(Exception):
+    """A file that may be whole but is not to be loaded; the text says why."""
+
+
+def load_tensors(source: Path | io.BytesIO) -> Any:
+    """Return what a file of torch holds, on the CPU; the caller allows more types than tensors, if any.
+
+    Raises:
+        Refused: If its entries are compressed or have wrong checksums.
+        Exception: Whatever torch raises on a damaged pickle, or one that names more than tensors.
+    """
+    _check_archive(source)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def fault_of(tensor: Tensor) -> str:
+    """Return what makes a loaded tensor unusable, or an empty string.
+
+    A few stored bytes can claim to be a tensor of any size by a stride of zero; a meta tensor has none at all.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return "not a plain dense tensor"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tuple(tensor.shape)}, more than the file holds"
+    return ""
+
+
+def tensors_in(tree: object) -> Iterator[Tensor]:
+    """Yield every tensor of nested mappings and sequences, each container once: a pickle may hold itself."""
+    seen: set[int] = set()
+    todo = [tree]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            todo += item.values() if isinstance(item, Mapping) else item
+
+
+def _check_archive(source: Path | io.BytesIO) -> None:
+    """Refuse what torch does not look at: compressed entries, which expand without limit, and wrong checksums."""
+    if not zipfile.is_zipfile(source):
+        return
+    with zipfile.ZipFile(source) as archive:
+        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+            raise Refused("a checkpoint with compressed entries is not one torch wrote; refused")
+        if bad := archive.testzip():
+            raise Refused(f"damaged: checksum of {bad} is wrong; get the file again")
