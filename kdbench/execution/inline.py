@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kdbench.errors import PluginError
 from kdbench.execution.jobs import DONE, Ended, Job
 
 
@@ -11,7 +12,7 @@ class InlineExecutor:
     """Runs a job when it is waited for.
 
     Args:
-        run: Does a job in this process; its exceptions reach the caller unchanged.
+        run: Does a job in this process; its errors reach the caller unchanged.
     """
 
     def __init__(self, run: Callable[[Job], None]) -> None:
@@ -28,9 +29,19 @@ class InlineExecutor:
         return len(self._waiting)
 
     def wait(self) -> Ended:
-        """Run the next job."""
+        """Run the next job.
+
+        Raises:
+            PluginError: If a plugin ends the process, which would look like success.
+        """
         job = self._waiting.pop(0)
-        self.run(job)
+        try:
+            self.run(job)
+        except SystemExit as error:
+            raise PluginError(
+                f"{job.name}: a plugin ended the process (exit code {error.code}); repair it, or find it with "
+                "kdbench plugin check"
+            ) from error
         return Ended(job, DONE, "")
 
     def cancel(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from kdbench.errors import ConfigError
+from kdbench.training.torch_files import check_archive, is_plain, overlaps
 
 State = dict[str, Tensor]
 
@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> Contents:
         if path.suffix == ".safetensors":
             tree: object = load_file(path)
         else:
-            _check_archive(path)
+            check_archive(path, str(path))
             with safe_globals(_INERT):  # type: ignore[arg-type]  # pairs are documented, but not in the signature
                 tree = torch.load(path, map_location="cpu", weights_only=True)
     except ConfigError:
@@ -107,16 +107,6 @@ def _why_unreadable(error: Exception) -> str:
         )
     detail = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:100]
     return f"not a readable checkpoint (damaged or foreign): {type(error).__name__}: {detail}; get the file again"
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse what torch does not look at: compressed entries, which expand without limit, and wrong checksums."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                raise ConfigError(f"{path}: a checkpoint with compressed entries is not one torch wrote; refused")
-            if bad := archive.testzip():
-                raise ConfigError(f"{path}: damaged: checksum of {bad} is wrong; get the file again")
 
 
 class _Unpacking:
@@ -188,9 +178,9 @@ def _named(tree: Mapping[object, object]) -> dict[str, str]:
 def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A few stored bytes can claim to be a tensor of any size by a stride of zero; a meta tensor has none at all."""
     for key, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        if not is_plain(tensor):
             raise ConfigError(f"{path}: {some([key])}: not a plain dense tensor; save an unquantised, dense state dict")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        if overlaps(tensor):
             raise ConfigError(f"{path}: {some([key])}: claims {tuple(tensor.shape)}, more than the file holds; refused")
 
 
