@@ -44,6 +44,7 @@ class How:
     jobs: int
     lanes: int
     executor: str
+    timeout: float
     no_train_teachers: bool
     retry_failed: bool
 
@@ -76,7 +77,7 @@ def train(plan: Any, asked: Any, how: How, state: State) -> bool:
     order = Order(plan.runs, asked.anchor, classes, settings, how.jobs, how.lanes, train_teachers, how.retry_failed)
     print_notes(plan)
     with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
-        records = carry_out(order, _engine(how.executor, settings, reporter, state))
+        records = carry_out(order, _engine(how, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]
     good = len(records) - len(failed) - len(diverged)
@@ -115,12 +116,12 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _engine(name: str, settings: Any, reporter: Any, state: State) -> Any:
-    if name == "inline":
+def _engine(how: How, settings: Any, reporter: Any, state: State) -> Any:
+    if how.executor == "inline":
         from kdbench.cli.run_one import inline_worker
         from kdbench.execution.inline import InlineExecutor
 
         return InlineExecutor(inline_worker(settings, reporter.see, state))
     from kdbench.execution.local import LocalExecutor
 
-    return LocalExecutor(settings, reporter.see)
+    return LocalExecutor(settings, reporter.see, patience=60 * how.timeout)
