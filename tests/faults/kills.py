@@ -20,7 +20,7 @@ INSIDE_S = 0.004
 
 def kills(shop: Workshop, count: int) -> Iterator[Row]:
     """Kill makers of boards so often, and yield one row per place where that hit."""
-    draws, hits = random.Random(0), Counter({name: 0 for name in (*KNOWN, ELSEWHERE)})
+    draws, hits = random.Random(0), Counter(dict.fromkeys((*KNOWN, ELSEWHERE), 0))
     rows = {name: Row(f"SIGKILL in {name}") for name in hits}
     while sum(hits.values()) < count or min(hits[name] for name in KNOWN) == 0:
         place, here, torn = shop.place(), Counter[str](), ""

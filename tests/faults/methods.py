@@ -98,7 +98,7 @@ class Bad(VanillaKD):
         if self.act == "raises in after_step" and batch.epoch:
             raise ValueError("it raises")
 
-    def after_epoch(self, interlude: kdbench.Interlude) -> dict[str, float]:
+    def after_epoch(self, interlude: kdbench.Interlude) -> dict[str, float]:  # noqa: ARG002
         if self.act == "raises in after_epoch":
             raise ValueError("it raises")
         return {}

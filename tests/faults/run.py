@@ -21,7 +21,7 @@ from company import company
 from damage import damages
 from disks import disks
 from kills import kills
-from plugins import ENDS, plugins
+from misbehaving import ENDS, plugins
 from stops import stops
 from table import Row, to_markdown
 
