@@ -28,7 +28,7 @@ from kdbench.training.teachers import recipes_of
 
 ANCHOR = str(Path(__file__).parents[1] / "cli" / "proto.yaml")
 METHODS = ("student", "vanilla_kd")
-TIMES = {"seconds", "images_per_second", "peak_memory_bytes", "commit"}  # the last: files may be edited meanwhile
+TIMES = ("images_per_second", "peak_memory_bytes", "commit")  # the last: files may be edited meanwhile
 FORMATS = "md,json,csv"
 
 
@@ -132,9 +132,9 @@ class Place:
             record = json.loads((folder.path / "record.json").read_text(encoding="utf-8"))
             for key in ("attempts", "started_at", "ended_at", "seal"):
                 record.pop(key, None)
-            found[f"{name}/record"] = without_times(record)
+            found[f"{name}/record"] = without(record, TIMES)
             lines = (folder.path / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
-            found[f"{name}/epochs"] = [without_times(json.loads(line)) for line in lines]
+            found[f"{name}/epochs"] = [without(json.loads(line), TIMES) for line in lines]
         return found
 
     def leftovers(self) -> list[str]:
@@ -142,10 +142,12 @@ class Place:
         found = [*self.root.rglob(f"{TEMPORARY}*"), *self.root.rglob("*.lock"), *self.settings.store.rglob("*.pt")]
         return sorted(str(path.relative_to(self.root)) for path in found)
 
-    def problems(self, expected: dict[str, Any], names: Sequence[str] = METHODS, *, tables: bool = True) -> str:
-        """Return what is not as if nothing had happened; empty = nothing."""
+    def problems(
+        self, expected: dict[str, Any], names: Sequence[str] = METHODS, but: Sequence[str] = (), *, tables: bool = True
+    ) -> str:
+        """Return what is not as if nothing had happened, but for some keys; empty = nothing."""
         try:
-            found = self.state(names)
+            found, expected = (without(tree, but) for tree in (self.state(names), expected))
         except (OSError, ValueError) as error:
             return f"not finished: {error}"
         wrong = [key for key, value in expected.items() if key in found and found[key] != value]
@@ -188,11 +190,12 @@ def guarded(work: Any) -> None:
             raise
 
 
-def without_times(tree: Any) -> Any:
-    """Return nested values without those that differ between equal runs."""
+def without(tree: Any, keys: Sequence[str]) -> Any:
+    """Return nested values without some keys, and without what is named after seconds."""
     if isinstance(tree, dict):
-        return {key: without_times(value) for key, value in tree.items() if key not in TIMES and "seconds" not in key}
-    return [without_times(item) for item in tree] if isinstance(tree, list) else tree
+        kept = {key: value for key, value in tree.items() if key not in keys and "seconds" not in key}
+        return {key: without(value, keys) for key, value in kept.items()}
+    return [without(item, keys) for item in tree] if isinstance(tree, list) else tree
 
 
 class Workshop:

@@ -47,8 +47,9 @@ def _without(late: dict[str, Any], early: dict[str, Any], path: Path) -> dict[st
     component, *part = path
     if not part:
         return {**late, component: early[component]}
-    own = {key: value for key, value in early[component].items() if str(key).split(".")[0] == part[0]}
-    return {**late, component: {**late[component], **own}}
+    own = [{k: v for k, v in state[component].items() if str(k).split(".")[0] == part[0]} for state in (late, early)]
+    kept = {key: value for key, value in late[component].items() if key not in own[0]}
+    return {**late, component: {**kept, **own[1]}}
 
 
 def _survivors(lab: Any, spec: Any, cut: int, *, only: str = "") -> tuple[list[Path], int]:
@@ -76,7 +77,7 @@ def _lane_part(state: dict[str, Any]) -> dict[str, Any]:
 def test_every_piece_of_a_state_that_has_them_all(lab: Any) -> None:
     spec = lab.spec("toy_bank", anchor=lab.anchor(**RICH))
     survived, tried = _survivors(lab, spec, 14)
-    assert survived == []
+    assert survived == [("meters", "images")], "only the epoch's speed depends on its images, and times may differ"
     assert tried > 15, "the state has fewer parts than it had"
 
 
@@ -135,7 +136,7 @@ def test_that_a_lane_has_diverged(lab: Any) -> None:
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_looking_and_saving_change_nothing(lab: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluated and saved after every epoch; evaluated as seldom as may be, and never saved."""
-    epochs = 7  # the last five are always evaluated
+    epochs = 6  # the last five are always evaluated
     often = lab.spec_for(method, lab.anchor(schedule__epochs=epochs, evaluation__every=1))
     seldom = often.model_copy(update={"anchor": lab.anchor(schedule__epochs=epochs, evaluation__every=5)})
     (one,) = lab.train([often], "often")
