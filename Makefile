@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: setup demo test lint types imports unit bench clean
+.PHONY: setup demo test lint types imports unit bench faults clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,9 @@ bench: setup
 	$(BIN)/python tests/bench/method_cost.py
 	$(BIN)/python tests/bench/board.py
 	for case in step convnext_l efficientnet_l2; do $(BIN)/python tests/bench/large_networks.py $$case || exit 1; done
+
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --write
 
 clean:
 	rm -rf build demo kdbench.egg-info plugins/*/build plugins/*/*.egg-info

@@ -76,7 +76,7 @@ def train(plan: Any, asked: Any, how: How, state: State) -> bool:
     train_teachers = not how.no_train_teachers
     order = Order(plan.runs, asked.anchor, classes, settings, how.jobs, how.lanes, train_teachers, how.retry_failed)
     print_notes(plan)
-    with _sigterm_as_interrupt(), Reporter(plan.runs) as reporter:
+    with _stops_as_interrupt(), Reporter(plan.runs) as reporter:
         records = carry_out(order, _engine(how, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]
@@ -103,17 +103,20 @@ def _fetch_weights(plan: Any, asked: Any, state: State) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let a scheduler's SIGTERM do what Ctrl-C does: workers save, and the command can be started again."""
+def _stops_as_interrupt() -> Iterator[None]:
+    """Let a scheduler's signals do what Ctrl-C does: workers save, and the command can be started again."""
+    from kdbench.execution.worker import STOP_SIGNALS
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGINT]  # Python does the same for that one
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _engine(how: How, settings: Any, reporter: Any, state: State) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,59 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
     torch.save({"schema": 1, "x": _Evil(tmp_path / "marker")}, buffer)
     name = f"p00-e00001-s0000000-{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.pt"
     (tmp_path / name).write_bytes(buffer.getvalue())
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(KdbenchError, match=r"\.pt: not a checkpoint \(UnpicklingError\); kdbench did not write it"):
         CheckpointFolder(tmp_path).newest()
     assert not (tmp_path / "marker").exists()
+
+
+def _named(folder: Path, data: bytes) -> Path:
+    """Store bytes under the name they would have as a checkpoint: whoever makes a file can hash it, too."""
+    path = folder / f"p00-e00001-s0000000-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    path.write_bytes(data)
+    return path
+
+
+def _saved(state: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _bomb() -> bytes:
+    """Return a checkpoint of some kB that a reader unpacks to 64 MiB."""
+    packed = io.BytesIO()
+    large = io.BytesIO(_saved({"schema": 2, "x": torch.zeros(2**24)}))
+    with zipfile.ZipFile(large) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for item in plain.infolist():
+            archive.writestr(item.filename, plain.read(item))
+    return packed.getvalue()
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "deflate bomb": (_bomb, "compressed entries is not one torch wrote"),
+    "stride 0": (lambda: _saved({"schema": 2, "deep": [{"x": torch.zeros(1).expand(10**12)}]}), "deep/0/x claims more"),
+    "no values": (lambda: _saved({"schema": 2, "x": torch.zeros(5, device="meta")}), "x claims more"),
+    "no state": (lambda: _saved([1, 2]), "holds a list, not a run's state"),
+    "no archive": (lambda: b"not a checkpoint", "not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_checkpoint_that_somebody_made_is_refused(tmp_path: Path, kind: str) -> None:
+    """R13: its hash is right, so it is no damage; nothing large is made of it, and it stays where it is."""
+    make, words = HOSTILE[kind]
+    path = _named(tmp_path, make())
+    assert len(path.read_bytes()) < 200_000
+    with pytest.raises(KdbenchError, match=rf"{path.name}.*{words}.*kdbench did not write it; remove it"):
+        CheckpointFolder(tmp_path).newest()
+    assert path.exists()
+
+
+def test_expanded_tensors_of_a_methods_own_are_written_out(tmp_path: Path) -> None:
+    folder, one = CheckpointFolder(tmp_path), torch.arange(3.0)
+    folder.save({"method": {"wide": one.expand(4, 3), "pair": (one[:1].expand(2), "a")}, "n": 1}, (0, 1, 0))
+    state = folder.newest()
+    assert state is not None
+    assert torch.equal(state["method"]["wide"], one.repeat(4, 1))
+    assert state["method"]["pair"][0].tolist() == [0.0, 0.0]
+    assert (state["method"]["pair"][1], state["n"]) == ("a", 1)
