@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,12 @@ class RunFolder:
         known = list(reports)
         write_atomic(self.path / EPOCHS, "".join(report.model_dump_json() + "\n" for report in known))
         write_atomic(self.path / EPOCH_TABLE, epoch_table(known))
+
+    def tidy(self) -> None:
+        """Remove what a writer left that was killed when this run was finished and others beside it were not."""
+        if (self.path / LOCK).exists():
+            with suppress(RunBusy), self.claimed():
+                pass
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -85,6 +85,8 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
     store = RunStore(order.settings.store)
     store.check_writable()
     store.register(order.specs)
+    for spec in order.specs:
+        store.folder(spec.run_id).tidy()
     if order.retry_failed:
         for spec in order.specs:
             forget_failure(store.folder(spec.run_id))

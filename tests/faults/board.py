@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any
 import methods
 from children import Child, Ended
 
+from kdbench.artefacts import WEIGHTS as TEACHER_WEIGHTS
 from kdbench.cli import main
 from kdbench.cli.main import State
 from kdbench.cli.run_one import inline_worker
+from kdbench.errors import KdbenchError
 from kdbench.execution.driver import Order, carry_out
 from kdbench.execution.inline import InlineExecutor
 from kdbench.execution.jobs import Settings
@@ -124,7 +128,9 @@ class Place:
 
     def state(self, names: Sequence[str] = METHODS) -> dict[str, Any]:
         """Return everything that must be equal in the end: weights, predictions, records and epochs but their times."""
-        found: dict[str, Any] = {f"teacher/{n}": (self.teacher / n).read_bytes() for n in (WEIGHTS_T, PREDICTIONS)}
+        found: dict[str, Any] = {
+            f"teacher/{n}": (self.teacher / n).read_bytes() for n in (TEACHER_WEIGHTS, PREDICTIONS)
+        }
         for name in names:
             folder = self.folder(name)
             for file in (WEIGHTS, PREDICTIONS):
@@ -167,12 +173,8 @@ class Place:
         return f"tables differ: {', '.join(differ)}" if differ else ""
 
 
-WEIGHTS_T = "weights.safetensors"
-
-
 def guarded(work: Any) -> None:
     """Do something as the command line does it: errors become exit codes, success goes on."""
-    from kdbench.errors import KdbenchError
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -206,14 +208,14 @@ class Workshop:
         self.root = Path(self._root.name)
         self._count = 0
         self.whole = self.place()
+        started = time.monotonic()
         if (ended := self.whole.finish()).code:
             raise RuntimeError(f"the undisturbed board was not made:\n{ended.said}")
+        self.seconds = time.monotonic() - started
         self.expected = self.whole.state()
 
     def place(self, names: tuple[str, ...] = METHODS, settings: tuple[str, ...] = (), *, taught: bool = False) -> Place:
         """Return a fresh place, on request with the teacher of the undisturbed one."""
-        import shutil
-
         self._count += 1
         place = Place(self.root / f"place{self._count}", names, settings)
         place.root.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 from board import Workshop, guarded
 from engine import ForkExecutor
@@ -67,9 +68,7 @@ def _two_boards(shop: Workshop, _draws: random.Random) -> str:
 
 
 def _worker_killed(shop: Workshop, draws: random.Random) -> str:
-    """Two workers, one method each; the driver runs in this process, its pauses are short."""
-    from dataclasses import replace
-
+    """Kill one of two workers, which have a method each."""
     place = shop.place(taught=True)
     engine = ForkExecutor(place, kills=1, draws=draws)
     guarded(lambda: carry_out(replace(place.order, jobs=2, lanes=1), engine))

@@ -14,7 +14,6 @@ from children import ELSEWHERE, KNOWN
 from table import EQUAL, Row
 
 KILLS_A_BOARD = 12  # then it may finish, so that there is an end to compare
-LONGEST_WAIT_S = 2.0
 INSIDE_S = 0.004
 
 
@@ -24,7 +23,7 @@ def kills(shop: Workshop, count: int) -> Iterator[Row]:
     rows = {name: Row(f"SIGKILL in {name}") for name in hits}
     while sum(hits.values()) < count or min(hits[name] for name in KNOWN) == 0:
         place, here, torn = shop.place(), Counter[str](), ""
-        while sum(here.values()) < KILLS_A_BOARD and (where := _kill(place, draws, hits + here)):
+        while sum(here.values()) < KILLS_A_BOARD and (where := _kill(place, draws, hits + here, shop.seconds)):
             here[where] += 1
             torn = torn or _torn(place)
         ended = place.finish()
@@ -35,8 +34,8 @@ def kills(shop: Workshop, count: int) -> Iterator[Row]:
     yield from rows.values()
 
 
-def _kill(place: Place, draws: random.Random, hits: Counter[str]) -> str:
-    """Start a maker and kill it; return where it was, or nothing if it was done before."""
+def _kill(place: Place, draws: random.Random, hits: Counter[str], most: float) -> str:
+    """Start a maker and kill it within ``most`` seconds; return where it was, or nothing if it was done before."""
     child = place.start()
     if draws.random() < 0.5:
         rarest = min(KNOWN, key=lambda name: (hits[name], draws.random()))
@@ -44,7 +43,7 @@ def _kill(place: Place, draws: random.Random, hits: Counter[str]) -> str:
         time.sleep(draws.random() * INSIDE_S)
     else:
         alive = child.reach(None)
-        time.sleep(draws.random() * LONGEST_WAIT_S)
+        time.sleep(draws.random() * most)
     child.signal(signal.SIGKILL)
     ended = child.wait()
     if ended.code not in {0, -signal.SIGKILL}:

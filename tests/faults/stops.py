@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import Iterator
 
 from board import ANCHOR, Place, Workshop
@@ -25,11 +26,12 @@ def stops(shop: Workshop, rounds: int) -> Iterator[Row]:
         for _ in range(rounds):
             place = shop.place(taught=True)
             place.register()
-            for moment in MOMENTS:
-                row.add(EQUAL, _stop(place, number, moment, draws.randint(1, 3)))
-            if (ended := place.finish()).code or (problem := place.problems(shop.expected)):
-                row.add("", ended.said[-300:] if ended.code else problem)
-            row.add(EQUAL, _stop_teacher(shop, number, draws))
+            stopped = [_stop(place, number, moment, draws.randint(1, 2)) for moment in MOMENTS]
+            ended = place.finish()
+            end = ended.said[-300:] if ended.code else place.problems(shop.expected)
+            for problem in stopped:
+                row.add(f"exit {STOPPED}, then {EQUAL}", problem or end)
+            row.add(f"exit {STOPPED}, then {EQUAL}", _stop_teacher(shop, number, draws))
         yield row
 
 
@@ -51,16 +53,14 @@ def _stop_teacher(shop: Workshop, number: int, draws: random.Random) -> str:
     words = ["teacher", "train", recipe.backbone, "--dataset", "digits", "--per-class", "20", "--anchor", ANCHOR,
              "--teachers", str(place.settings.teachers), "--device", "cpu", "--threads", "1"]  # fmt: skip
     child = place.start(lambda: main(words))
-    child.reach("teacher training", 1)
-    if not child.reach("training" if child.where.visits("training") else "teacher training", 1):
-        return "the teacher was done before"
-    # The steps of a teacher are not marked apart: any moment of its training will do.
-    import time
-
-    time.sleep(draws.random() * 0.3)
+    if not child.reach("teacher training"):
+        return f"ended before: {child.wait().said[-300:]}"
+    while not list(place.teacher.rglob("*.pt")):  # it has begun, and is far from its end
+        time.sleep(0.002)
+    time.sleep(draws.random() * 0.05)
     child.signal(number)
     ended = child.wait()
-    if ended.code not in {0, STOPPED}:
+    if ended.code != STOPPED:
         return f"exit {ended.code}: {ended.said[-300:]}"
     ended = place.finish()
     return ended.said[-300:] if ended.code else place.problems(shop.expected)
