@@ -143,9 +143,10 @@ class Place:
             found[f"{name}/epochs"] = [without(json.loads(line), TIMES) for line in lines]
         return found
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self, names: Sequence[str]) -> list[str]:
         """Return what nobody will remove: temporary files, locks, checkpoints of finished runs."""
-        found = [*self.root.rglob(f"{TEMPORARY}*"), *self.root.rglob("*.lock"), *self.settings.store.rglob("*.pt")]
+        checkpoints = [path for name in names for path in self.folder(name).path.rglob("*.pt")]
+        found = [*self.root.rglob(f"{TEMPORARY}*"), *self.root.rglob("*.lock"), *checkpoints]
         return sorted(str(path.relative_to(self.root)) for path in found)
 
     def problems(
@@ -159,7 +160,7 @@ class Place:
         wrong = [key for key, value in expected.items() if key in found and found[key] != value]
         if wrong or len(found) < len([key for key in expected if key.split("/")[0] in {*names, "teacher"}]):
             return f"differs: {', '.join(wrong) or 'files are missing'}"
-        if left := self.leftovers():
+        if left := self.leftovers(names):
             return f"left behind: {', '.join(left)}"
         return self._tables_differ() if tables else ""
 

@@ -55,7 +55,7 @@ def _stop_teacher(shop: Workshop, number: int, draws: random.Random) -> str:
     child = place.start(lambda: main(words))
     if not child.reach("teacher training"):
         return f"ended before: {child.wait().said[-300:]}"
-    while not list(place.teacher.rglob("*.pt")):  # it has begun, and is far from its end
+    while not child.ended() and not list(place.teacher.rglob("*.pt")):  # it has begun, and is far from its end
         time.sleep(0.002)
     time.sleep(draws.random() * 0.05)
     child.signal(number)
