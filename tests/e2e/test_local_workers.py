@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.cli.run import _stops_as_interrupt
 from kdbench.errors import PluginError
 from kdbench.execution.events import Event
 from kdbench.execution.inline import InlineExecutor
 from kdbench.execution.jobs import Job, Settings
 from kdbench.execution.local import KEPT_LINES, LONGEST_LINE, LocalExecutor
+from kdbench.execution.worker import STOP_SIGNALS
 
 SETTINGS = Settings(Path("runs"), Path("teachers"), Path("data"), "cpu", 1)
 EVENT = json.dumps({"kind": "warning", "data": {"message": "alive"}})
@@ -85,3 +88,11 @@ def test_a_plugin_that_exits_does_not_end_the_command_as_if_all_were_done() -> N
     engine.submit(Job("run x", ()))
     with pytest.raises(PluginError, match=r"run x: a plugin ended the process \(exit code 0\); repair it"):
         engine.wait()
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_every_stop_signal_stops_the_command_and_then_is_as_it_was(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
+    with pytest.raises(KeyboardInterrupt), _stops_as_interrupt():
+        signal.raise_signal(number)
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == before

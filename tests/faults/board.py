@@ -30,7 +30,7 @@ from kdbench.registry import load
 from kdbench.store import PREDICTIONS, WEIGHTS, RunFolder, RunStore
 from kdbench.training.teachers import recipes_of
 
-ANCHOR = str(Path(__file__).parents[1] / "cli" / "proto.yaml")
+ANCHOR = str(Path(__file__).with_name("board.yaml"))
 METHODS = ("student", "vanilla_kd")
 TIMES = ("images_per_second", "peak_memory_bytes", "commit")  # the last: files may be edited meanwhile
 FORMATS = "md,json,csv"

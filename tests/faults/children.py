@@ -20,7 +20,7 @@ from typing import Any
 # this version of the package is left out.
 PLACES = (
     ("teacher training", "kdbench.cli.teacher:train_by_name"),
-    ("cache filling", "kdbench.training.teacher_cache:fill"),
+    ("cache filling", "kdbench.training.teacher_cache.entries:Entries.write"),
     ("record writing", "kdbench.training.runs:finish"),
     ("board writing", "kdbench.leaderboard:write"),
     ("checkpointing", "kdbench.training.checkpoint:CheckpointFolder.save"),
