@@ -27,7 +27,7 @@ PLACES = (
     ("evaluation", "kdbench.evaluation:TestSet.predict"),
     ("training", "kdbench.training.lane:Lane.step"),
 )
-ELSEWHERE = "elsewhere"  # planning, loading, preparing
+ELSEWHERE = "planning and loading"
 SLOWER_FSYNC_S = 0.004  # tiny files are written faster than anybody can hit
 PATIENCE_S = 300.0
 
