@@ -42,7 +42,7 @@ def test_a_worker_that_shows_no_progress_is_killed_and_its_children_too() -> Non
 
 def test_events_are_signs_of_life_and_print_is_none() -> None:
     seen: list[Event] = []
-    engine = LocalExecutor(SETTINGS, seen.append, patience=1.5)
+    engine = LocalExecutor(SETTINGS, seen.append, patience=5.0)
     talk = f"import time\nfor _ in range(12):\n    print({EVENT!r}, flush=True)\n    time.sleep(.25)"
     engine.submit(Script(talk, ()))
     engine.submit(Script(talk.replace(EVENT, "noise").replace("range(12)", "range(400)"), (), ("noisy",)))

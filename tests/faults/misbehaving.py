@@ -58,7 +58,8 @@ def plugins(shop: Workshop, acts: list[str]) -> Iterator[Row]:
         row = Row(f"plugin: {NAMES.get(act, act)}")
         place = shop.place((BESIDE, "bad"), (f"bad.act={act}",), taught=True)
         outcome, problem = _run(place, act)
-        row.add(f"{outcome}; the method beside it {EQUAL}", problem or _beside(shop, place, act))
+        said = outcome if outcome == REFUSED else f"{outcome}; the method beside it {EQUAL}"
+        row.add(said, problem or _beside(shop, place, act))
         yield row
 
 
