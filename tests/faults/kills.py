@@ -15,6 +15,8 @@ from table import EQUAL, Row
 
 KILLS_A_BOARD = 12  # then it may finish, so that there is an end to compare
 INSIDE_S = 0.004
+TEACHER = "teacher training"
+VISITS = {"training": 20, "evaluation": 3, "checkpointing": 2}  # how often a start comes there at least, if it is early
 
 
 def kills(shop: Workshop, count: int) -> Iterator[Row]:
@@ -38,8 +40,10 @@ def _kill(place: Place, draws: random.Random, hits: Counter[str], most: float) -
     """Start a maker and kill it within ``most`` seconds; return where it was, or nothing if it was done before."""
     child = place.start()
     if draws.random() < 0.5:
-        rarest = min(KNOWN, key=lambda name: (hits[name], draws.random()))
-        alive = child.reach(rarest, visits=draws.randint(1, 3))
+        taught = (place.teacher / "teacher.json").exists()
+        open_to_it = [name for name in KNOWN if not (taught and name == TEACHER)]
+        rarest = min(open_to_it, key=lambda name: (hits[name], draws.random()))
+        alive = child.reach(rarest, visits=draws.randint(1, VISITS.get(rarest, 1)))
         time.sleep(draws.random() * INSIDE_S)
     else:
         alive = child.reach(None)
