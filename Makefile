@@ -12,7 +12,7 @@ LOWEST_TOOLS := pytest pytest-xdist pytest-timeout pytest-benchmark hypothesis '
 LOWEST_TESTS := tests/unit tests/training tests/cli tests/kit tests/legacy tests/fuzz
 FUZZ ?= 1000
 
-.PHONY: setup demo test lint types imports unit bench clean fuzz test-lowest
+.PHONY: setup demo test lint types imports unit bench clean faults fuzz test-lowest
 
 setup: $(STAMP)
 
@@ -66,6 +66,9 @@ bench: setup
 	$(BIN)/python tests/bench/method_cost.py
 	$(BIN)/python tests/bench/board.py
 	for case in step convnext_l efficientnet_l2; do $(BIN)/python tests/bench/large_networks.py $$case || exit 1; done
+
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --write
 
 clean:
 	rm -rf build demo kdbench.egg-info plugins/*/build plugins/*/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kdbench.archives import UNREADABLE
 from kdbench.config.schema import Section
 from kdbench.errors import ConfigError, KdbenchError, unknown
 from kdbench.evaluation import read_predicted
-from kdbench.records import parse_json
+from kdbench.files import set_aside
+from kdbench.records import Corrupt, parse_json
 from kdbench.spec import DatasetRef
 
 WEIGHTS, MANIFEST, PREDICTIONS = "weights.safetensors", "teacher.json", "predictions.npz"
@@ -117,6 +120,30 @@ class TeacherStore:
                 "--teachers folder, or ask for a teacher by --teacher NAME"
             )
         return manifest
+
+    def set_damaged_aside(self, dataset: DatasetRef, name: str) -> tuple[Path, ...]:
+        """Check an artefact's files; if one is damaged, set all aside, so that it counts as missing.
+
+        Returns:
+            Where they are now; nothing if they are sound, or if there are none.
+
+        Raises:
+            StoreError: If one cannot be read, or a newer kdbench wrote it.
+        """
+        folder = self.folder(dataset, name)
+        if not self.exists(dataset, name) or self._sound(folder):
+            return ()
+        found = [path for path in map(folder.joinpath, (MANIFEST, WEIGHTS, PREDICTIONS)) if path.exists()]
+        return tuple(set_aside(path) for path in found)
+
+    @staticmethod
+    def _sound(folder: Path) -> bool:
+        try:
+            manifest = parse_json(TeacherManifest, folder / MANIFEST)
+            with zipfile.ZipFile(folder / PREDICTIONS) as archive:
+                return sha256_of(folder / WEIGHTS) == manifest.sha256 and archive.testzip() is None
+        except (Corrupt, FileNotFoundError, *UNREADABLE):
+            return False
 
     def weights(self, manifest: TeacherManifest) -> dict[str, Tensor]:
         """Return the state dict of an artefact after checking its hash.

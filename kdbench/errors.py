@@ -12,6 +12,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# What a plugin's code may end with. One that calls sys.exit(0) must not end the command as if all were done.
+FAULTS = (Exception, SystemExit)
+
 
 class KdbenchError(Exception):
     """Base of everything kdbench raises on purpose."""

@@ -62,6 +62,24 @@ def sweep_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweep_dead(folder: Path) -> None:
+    """Remove what killed writers left in a folder that has no lock: files of processes that are not there any more."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        writer = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        if writer.isdecimal() and not _alive(int(writer)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # somebody else's, or no number of a process: not ours to judge
+    return True
+
+
 def set_aside(path: Path, why: str = "corrupt") -> Path:
     """Rename a file to ``NAME.WHY`` (never deleting it) and return its new path."""
     target = path.with_name(f"{path.name}.{why}")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kdbench.config.loading import NOT_YAML, parse_yaml, same_value, validate
 from kdbench.config.schema import Anchor
-from kdbench.errors import ConfigError, PluginError, ProblemList, nearest
+from kdbench.errors import FAULTS, ConfigError, PluginError, ProblemList, nearest
 from kdbench.method import AnyMethod, Options
 from kdbench.spec import DeclaredDeviation
 from kdbench.types import Deviation, Pair
@@ -99,7 +99,7 @@ def usual_options(method: type[AnyMethod], anchor: Anchor, pair: Pair) -> dict[s
 def _recommended(method: type[AnyMethod], anchor: Anchor, pair: Pair) -> dict[str, object]:
     try:
         return dict(method.recommended(anchor.family, pair))
-    except Exception as error:
+    except FAULTS as error:
         raise PluginError(f"method '{method.name}': recommended() failed: {type(error).__name__}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from kdbench.backbones.base import Backbone
 from kdbench.config.loading import load_anchor, same_value
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
-from kdbench.errors import ConfigError, PluginError, ProblemList, Problems, Unsupported, unknown
+from kdbench.errors import FAULTS, ConfigError, PluginError, ProblemList, Problems, Unsupported, unknown
 from kdbench.method import AnyMethod, Options
 from kdbench.opening import Opened, open_for
 from kdbench.opening import dataset_ref as dataset_ref  # noqa: PLC0414
@@ -279,7 +279,7 @@ def _stray_settings(
 def _unsupported(method: type[AnyMethod], shapes: PairInfo) -> str | None:
     try:
         return method.supports(shapes)
-    except Exception as error:  # a plugin's fault must not end the planning of the others
+    except FAULTS as error:  # a plugin's fault must not end the planning of the others
         return f"its supports() failed: {type(error).__name__}: {error}"
 
 

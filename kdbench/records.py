@@ -18,6 +18,7 @@ from pydantic import (
 
 from kdbench.config.schema import ADDED, Section
 from kdbench.errors import StoreError
+from kdbench.seal import unsealed
 from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, VariantName
 
 Status = Literal["ok", "diverged", "infra_failed", "skipped"]
@@ -251,7 +252,7 @@ def parse_json(model: type[M], path: Path) -> M:
     """Return the file as a ``model``.
 
     Raises:
-        Corrupt: If it is truncated or foreign.
+        Corrupt: If it is truncated, changed or foreign.
         StoreError: If it cannot be read, or is of a newer schema.
     """
     kind = model.__name__.lower()
@@ -260,7 +261,10 @@ def parse_json(model: type[M], path: Path) -> M:
         version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
         if isinstance(version, int) and version > 1:
             raise StoreError(f"{path}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")
-        return model.model_validate(tree)
+        said, fits = unsealed(tree) if isinstance(tree, dict) else (tree, True)
+        if not fits:
+            raise Corrupt(f"{path}: damaged: its content does not fit its seal; bring back the file as it was written")
+        return model.model_validate(said)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:

@@ -31,7 +31,7 @@ from kdbench.config.pairs import load_pair
 from kdbench.config.presets import Preset, load_preset
 from kdbench.config.recipes import TeacherRecipe, check_names, load_recipe
 from kdbench.datasets.base import Dataset
-from kdbench.errors import ConfigError, PluginError, unknown
+from kdbench.errors import FAULTS, ConfigError, PluginError, unknown
 from kdbench.method import AnyMethod
 from kdbench.spec import PluginRef
 from kdbench.types import Pair
@@ -240,7 +240,7 @@ class Registry:
                 found += [(value, owner) for value in implementation.function() or ()]
             except ConfigError:
                 raise
-            except (Exception, SystemExit) as error:
+            except FAULTS as error:
                 raise PluginError(_blame(owner.name, owner.distribution, f"{hook} failed", error)) from error
         return found
 
@@ -254,7 +254,7 @@ class Registry:
         for implementation in getattr(self.hook, hook).get_hookimpls():
             try:
                 implementation.function(*[values[name] for name in implementation.argnames])
-            except Exception as error:
+            except FAULTS as error:
                 name = implementation.plugin_name
                 if (name, hook) not in self._failed:
                     self._failed.add((name, hook))
@@ -307,7 +307,7 @@ def _implements_a_hook(module: ModuleType) -> bool:
 def _import(entry: metadata.EntryPoint, distribution: str) -> ModuleType:
     try:
         plugin: ModuleType = entry.load()
-    except (Exception, SystemExit) as error:  # a module that exits must not end the command without a word
+    except FAULTS as error:  # a module that exits must not end the command without a word
         raise PluginError(_blame(entry.name, distribution, "fails on import", error)) from error
     return plugin
 

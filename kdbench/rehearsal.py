@@ -19,7 +19,7 @@ from torch import Tensor
 from kdbench.backbones.base import Backbone, Network
 from kdbench.backbones.freezing import trainable_names
 from kdbench.config.schema import Anchor
-from kdbench.errors import PluginError, Unsupported
+from kdbench.errors import FAULTS, PluginError, Unsupported
 from kdbench.evaluation import logits_of
 from kdbench.kept import Kept
 from kdbench.method import (
@@ -136,7 +136,7 @@ class Rehearsal:
                 return self._run(method(options, self.context))
         except Unsupported:
             raise
-        except Exception as error:
+        except FAULTS as error:
             if self.extras.device == "meta":
                 few = replace(self.context, batch_size=min(self.context.batch_size, REAL_BATCH))
                 return replace(self, context=few, extras=Extras("cpu")).passes(method, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from kdbench.epoch_table import epoch_table
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
 from kdbench.records import Corrupt, EpochReport, Record, parse_json
+from kdbench.seal import sealed
 from kdbench.spec import RunSpec
 
 SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
@@ -75,7 +76,7 @@ class RunFolder:
 
     def write_record(self, record: Record) -> None:
         """Write the record."""
-        write_atomic(self.path / RECORD, record.model_dump_json(indent=2) + "\n")
+        write_atomic(self.path / RECORD, sealed(record))
 
     def write_epochs(self, reports: Iterable[EpochReport]) -> None:
         """Write the epoch reports, one JSON object a line, and as a table with one line per value."""
@@ -95,6 +96,12 @@ class RunFolder:
         (self.path / LOCK).unlink(missing_ok=True)
         lock.release()
         return False
+
+    def tidy(self) -> None:
+        """Remove what a writer left that was killed when this run was finished and others beside it were not."""
+        if (self.path / LOCK).exists():
+            with suppress(RunBusy), self.claimed():
+                pass
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

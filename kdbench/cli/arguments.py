@@ -137,6 +137,14 @@ workers_options = apply(
 carrying_options = apply(
     workers_options,
     click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        default=60.0,
+        show_default=True,
+        metavar="MINUTES",
+        help="Kill a worker that shows no progress for so long; 0 = never.",
+    ),
     click.option("--no-train-teachers", is_flag=True, help="Fail if a teacher is missing."),
     click.option("--dry-run", is_flag=True, help="Only show the plan."),
     measure_option,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from kdbench import __version__
-from kdbench.errors import PluginError, nearest
+from kdbench.errors import FAULTS, PluginError, nearest
 
 _COMMANDS = {
     "run": ("run", "Train every method and seed of a pair; missing teachers first, finished runs never again."),
@@ -73,7 +73,7 @@ class _Group(Suggesting):
         for implementation in ctx.obj.registry().hook.kdbench_commands.get_hookimpls():
             try:
                 implementation.function(*[self][: len(implementation.argnames)])
-            except Exception as error:
+            except FAULTS as error:
                 name = implementation.plugin_name
                 raise PluginError(
                     f"plugin '{name}': its commands cannot be added: {type(error).__name__}: {error}. Repair or "

@@ -46,6 +46,7 @@ class How:
     lanes: int | None
     memory: float | None
     executor: str
+    timeout: float
     no_train_teachers: bool
     retry_failed: bool
 
@@ -90,8 +91,8 @@ def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bo
     print_notes(plan)
     print_lanes(plan, asked, room)
     left = expect(plan, asked, workers, room, state.registry(), measure=measure, retry_failed=how.retry_failed)
-    with _sigterm_as_interrupt(), Reporter(plan.runs, left) as reporter:
-        records = carry_out(order, _engine(how.executor, settings, reporter, state))
+    with _stops_as_interrupt(), Reporter(plan.runs, left) as reporter:
+        records = carry_out(order, _engine(how, settings, reporter, state))
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]
     good = len(records) - len(failed) - len(diverged)
@@ -117,25 +118,28 @@ def _fetch_weights(plan: Any, asked: Any, state: State) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let a scheduler's SIGTERM do what Ctrl-C does: workers save, and the command can be started again."""
+def _stops_as_interrupt() -> Iterator[None]:
+    """Let a scheduler's signals do what Ctrl-C does: workers save, and the command can be started again."""
+    from kdbench.execution.worker import STOP_SIGNALS
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGINT]  # Python does the same for that one
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
-def _engine(name: str, settings: Any, reporter: Any, state: State) -> Any:
-    if name == "inline":
+def _engine(how: How, settings: Any, reporter: Any, state: State) -> Any:
+    if how.executor == "inline":
         from kdbench.cli.run_one import inline_worker
         from kdbench.execution.inline import InlineExecutor
 
         return InlineExecutor(inline_worker(settings, reporter.see, state))
     from kdbench.execution.local import LocalExecutor
 
-    return LocalExecutor(settings, reporter.see)
+    return LocalExecutor(settings, reporter.see, patience=60 * how.timeout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
 import time
@@ -21,6 +22,8 @@ from kdbench.store import RunStore
 from kdbench.training.environment import Machine, resolve_device
 from kdbench.training.runs import forget_failure, record_dead
 from kdbench.training.teachers import Recipe, recipes_of
+
+_log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # of a job whose worker died without a word; runs continue from their checkpoints
 SHARED = {3, 73}  # a plugin's fault on loading, a full disk: the other jobs would meet it, too
@@ -84,11 +87,14 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
     store = RunStore(order.settings.store)
     store.check_writable()
     store.register(order.specs)
+    for spec in order.specs:
+        store.folder(spec.run_id).tidy()
     if order.retry_failed:
         for spec in order.specs:
             forget_failure(store.folder(spec.run_id))
     if todo := _unfinished(order.specs, store):
         store.renew(todo)
+        _set_damaged_aside(todo, TeacherStore(order.settings.teachers))
         missing = missing_teachers(todo, TeacherStore(order.settings.teachers))
         if missing and not order.train_teachers:
             names = ", ".join(f"{recipe.name} for {recipe.dataset.label}" for recipe in missing)
@@ -116,6 +122,14 @@ def missing_teachers(specs: Sequence[RunSpec], store: TeacherStore) -> list[Reci
         if store.exists(recipe.dataset, recipe.name):
             store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)
     return [recipe for recipe in recipes if not store.exists(recipe.dataset, recipe.name)]
+
+
+def _set_damaged_aside(specs: Sequence[RunSpec], store: TeacherStore) -> None:
+    """Let damaged teachers count as missing: their recipes make them again, to the same bits."""
+    for recipe in recipes_of(specs):
+        if aside := store.set_damaged_aside(recipe.dataset, recipe.name):
+            names = ", ".join(path.name for path in aside)
+            _log.warning("teacher '%s': damaged; set aside in %s: %s", recipe.name, aside[0].parent, names)
 
 
 def _unfinished(specs: Sequence[RunSpec], store: RunStore) -> list[RunSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kdbench.errors import PluginError
 from kdbench.execution.jobs import DONE, Ended, Job
 from kdbench.store import RunBusy
 
@@ -12,7 +13,7 @@ class InlineExecutor:
     """Runs a job when it is waited for.
 
     Args:
-        run: Does a job in this process; its other exceptions reach the caller unchanged.
+        run: Does a job in this process; its other errors reach the caller unchanged.
     """
 
     def __init__(self, run: Callable[[Job], None]) -> None:
@@ -29,12 +30,21 @@ class InlineExecutor:
         return len(self._waiting)
 
     def wait(self) -> Ended:
-        """Run the next job; one that another process is at ends as it would in a worker."""
+        """Run the next job; one that another process is at ends as it would in a worker.
+
+        Raises:
+            PluginError: If a plugin ends the process, which would look like success.
+        """
         job = self._waiting.pop(0)
         try:
             self.run(job)
         except RunBusy as error:
             return Ended(job, error.exit_code, f"kdbench: {error}")
+        except SystemExit as error:
+            raise PluginError(
+                f"{job.name}: a plugin ended the process (exit code {error.code}); repair it, or find it with "
+                "kdbench plugin check"
+            ) from error
         return Ended(job, DONE, "")
 
     def cancel(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kdbench.errors import ConfigError, nearest
-from kdbench.files import write_atomic
+from kdbench.files import sweep_dead, write_atomic
 from kdbench.leaderboard.as_csv import to_csv
 from kdbench.leaderboard.as_html import to_html
 from kdbench.leaderboard.as_json import to_json
@@ -56,6 +56,7 @@ def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Pa
         StoreError: If a file cannot be written.
     """
     chosen = check_formats(formats)
+    sweep_dead(out_dir)
     texts = {out_dir / file_name(name): FORMATS[name](board) for name in chosen}
     for path, text in texts.items():
         write_atomic(path, text)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import traceback
 
+from kdbench.errors import FAULTS
 from kdbench.method import AnyMethod
 from kdbench.testing.behaviour import (
     check_batch_unchanged,
@@ -117,7 +118,7 @@ def _result(name: str, check: Check, method_class: type[AnyMethod], pair: Pair |
         check(method_class, pair)
     except CheckFailure as failure:
         return CheckResult(name, ok=False, message=str(failure))
-    except Exception as error:  # whatever the plugin raises is its failure
+    except FAULTS as error:  # whatever the plugin raises is its failure
         last = traceback.extract_tb(error.__traceback__)[-1]
         raised = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}, in {last.name})"
         advice = f"kdbench.testing.check_{name}({method_class.__name__}) shows the traceback"

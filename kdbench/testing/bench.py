@@ -15,7 +15,7 @@ from kdbench import registry
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.loading import load_anchor
 from kdbench.config.schema import Anchor
-from kdbench.errors import Unsupported
+from kdbench.errors import FAULTS, Unsupported
 from kdbench.method import AnyMethod, Batch, Interlude, Losses, Mix, Options, Phase, Setup, Viewed, total, trainable
 from kdbench.modes import evaluating
 from kdbench.options import apply_deviations, deviations_of
@@ -127,7 +127,7 @@ def pair_for(method_type: type[AnyMethod]) -> Pair:
                     return pair
         except Unsupported:
             continue
-        except Exception:  # whatever else is wrong with it is for a check to say
+        except FAULTS:  # whatever else is wrong with it is for a check to say
             break
     return PAIR
 
@@ -296,7 +296,7 @@ class Run:
             torch.save(state, file)
             file.seek(0)
             loaded: dict[str, Any] = torch.load(file, weights_only=True)
-        except Exception as error:
+        except FAULTS as error:
             raise CheckFailure(
                 f"{self.bench}: its state_dict() cannot be read back from a checkpoint: {_first_line(error)}. A state "
                 "holds tensors, numbers, text, lists and dicts only; keep the rest out of get_extra_state()"
@@ -312,7 +312,7 @@ class Run:
         self.student.load_state_dict(state["student"])
         try:
             self.method.load_state_dict(state["method"])
-        except Exception as error:
+        except FAULTS as error:
             raise CheckFailure(
                 f"{self.bench}: a fresh object does not load the state of an interrupted run: {_first_line(error)}. "
                 "Make every buffer in __init__, in its final shape"
@@ -352,7 +352,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())  # noqa: PLR0124 (only NaN differs from itself)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])}"
 

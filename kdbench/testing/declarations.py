@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kdbench.config.loading import validate
 from kdbench.config.schema import Name
-from kdbench.errors import KdbenchError
+from kdbench.errors import FAULTS, KdbenchError
 from kdbench.method import Options
 from kdbench.options import deviations_of
 from kdbench.testing.bench import Bench, shipped_anchor
@@ -96,7 +96,7 @@ def _check_json(bench: Bench, options_type: type[Options]) -> None:
         try:
             text = json.dumps(options.model_dump(mode="json")[name], allow_nan=False)
             back = options_type.model_validate({name: json.loads(text)})
-        except Exception as error:
+        except FAULTS as error:
             raise CheckFailure(f"{bench}: option '{name}' cannot be written as JSON ({error}); {advice}") from error
         if getattr(back, name) != getattr(options, name):
             raise CheckFailure(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdbench.errors import KdbenchError
 from kdbench.files import set_aside, sweep_temporary, write_atomic
-from kdbench.training.safe_load import fault_of, load_tensors, tensors_in
+from kdbench.training.safe_load import fault_of, load_tensors, overlaps, tensors_in
 
 KEEP = 2
 SCHEMA = 2  # 2: several optimizers, notes
@@ -38,7 +39,7 @@ class CheckpointFolder:
             StoreError: If it cannot be written; the older ones are untouched.
         """
         buffer = io.BytesIO()
-        torch.save({"schema": SCHEMA, **state}, buffer)
+        torch.save({"schema": SCHEMA, **_written_out(state)}, buffer)
         data = buffer.getvalue()
         phase, epoch, step = position
         digest = hashlib.sha256(data).hexdigest()[:16]
@@ -47,7 +48,11 @@ class CheckpointFolder:
             old.unlink()
 
     def newest(self) -> State | None:
-        """Return the newest sound state, or None; damaged files are renamed to ``*.corrupt``."""
+        """Return the newest sound state, or None; damaged files are renamed to ``*.corrupt``.
+
+        Raises:
+            KdbenchError: If a file is what its name says, but not what kdbench writes: somebody made it.
+        """
         if self.path.is_dir():
             sweep_temporary(self.path)
         for path in reversed(self._files()):
@@ -80,6 +85,21 @@ class CheckpointFolder:
         if match is None or hashlib.sha256(data).hexdigest()[:16] != match[4]:
             return None
         return _state(path, data)
+
+
+def _written_out(state: State) -> State:
+    """Return a state in which every tensor holds its own values: expanded ones are refused when they are read."""
+    if not any(map(overlaps, tensors_in(state))):
+        return state
+
+    def written(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: written(value) for key, value in tree.items()}
+        if isinstance(tree, list | tuple):
+            return type(tree)(map(written, tree))
+        return tree.contiguous() if isinstance(tree, Tensor) and overlaps(tree) else tree
+
+    return {key: written(value) for key, value in state.items()}
 
 
 def _state(path: Path, data: bytes) -> State:

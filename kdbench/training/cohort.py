@@ -13,7 +13,7 @@ from kdbench import __version__
 from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.base import Network
 from kdbench.config.schema import Anchor
-from kdbench.errors import ConfigError
+from kdbench.errors import FAULTS, ConfigError
 from kdbench.method import AnyMethod, Setup
 from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
@@ -219,7 +219,7 @@ def _start(
         _check_resumable(state, spec, _identity(spec, entry.teachers, workplace.machine, settings))
         try:
             lane.load(state)
-        except Exception as error:
+        except FAULTS as error:
             lane.fail(error, "loading its state")
         entry.from_epoch = lane.position.epoch
     entry.set_aside = tuple(path.name for path in checkpoints.damaged())

@@ -15,6 +15,7 @@ from kdbench.backbones import freezing
 from kdbench.backbones.base import Network
 from kdbench.backbones.freezing import FreezeLevel
 from kdbench.config.schema import Anchor
+from kdbench.errors import FAULTS
 from kdbench.evaluation import evaluate
 from kdbench.method import (
     AnyMethod,
@@ -82,7 +83,7 @@ class Lane(Course):
         self.counters = Counters()
         self.clock = clock_of(device)
         self.history: list[EpochReport] = []
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self.failed_in = ""
         self.unsaved = 0  # checkpoints that could not be written
         self.diverged = ""
@@ -96,7 +97,7 @@ class Lane(Course):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream(spec.seed, "method"))
                 self._adopt(method_type(method_type.options_type.model_validate(spec.options), context), setup)
-        except Exception as error:  # a plugin's fault ends its own lane, even this early
+        except FAULTS as error:  # a plugin's fault ends its own lane, even this early
             self.fail(error, "its set-up")
             # Never trained: it completes the lane, so that it can be recorded.
             self._adopt(Supervised(Options(), context), setup)
@@ -120,7 +121,7 @@ class Lane(Course):
         self._trained = [*trainable(self.student), *trainable(self.method)]  # unless a phase says otherwise
         self.optimizer = self._phase_optimizer()
 
-    def fail(self, error: Exception, where: str = "") -> None:
+    def fail(self, error: BaseException, where: str = "") -> None:
         """End the lane for a fault of its method, by default in the running epoch."""
         self.failure = error
         self.failed_in = where or f"phase '{self.phase.name}', epoch {self.position.epoch + 1}"

@@ -15,7 +15,7 @@ from torch import nn
 from kdbench import __version__
 from kdbench.artefacts import TeacherStore
 from kdbench.backbones.cost import flops_of
-from kdbench.errors import KdbenchError
+from kdbench.errors import FAULTS, KdbenchError
 from kdbench.evaluation import Predictions
 from kdbench.files import write_atomic
 from kdbench.records import PARTS, Accuracy, Attempt, Cost, Record, Status, TeacherUsed
@@ -55,7 +55,7 @@ def measure(trained: Trained, machine: Machine, store: TeacherStore) -> Measured
         return _measure(trained, machine, store)
     except KdbenchError:
         raise
-    except Exception as error:  # what a plugin deploys may break as well
+    except FAULTS as error:  # what a plugin deploys may break as well
         trained.lane.fail(error, "the final evaluation")
         return None
 

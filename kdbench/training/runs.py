@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.errors import ConfigError
+from kdbench.errors import FAULTS, ConfigError
 from kdbench.files import set_aside
 from kdbench.records import Environment, Record
 from kdbench.spec import RunSpec
@@ -81,7 +81,7 @@ def _train(folders: Sequence[RunFolder], workplace: Workplace, settings: Setting
             lanes = train_cohort(
                 [start.spec for start in starts], folders, workplace, lambda spec: methods[spec.method], settings
             )
-        except Exception as error:
+        except FAULTS as error:
             if not _retried_whole(starts, error, settings):
                 raise
             return {}
@@ -104,7 +104,7 @@ def _begin(folder: RunFolder, settings: Settings) -> Start:
     return start
 
 
-def _retried_whole(starts: Sequence[Start], error: Exception, settings: Settings) -> bool:
+def _retried_whole(starts: Sequence[Start], error: BaseException, settings: Settings) -> bool:
     """Note how a training ended that left no lanes; return whether its only run is to be tried again here.
 
     Of several runs it is not known which one asked too much of the device: the driver starts each by itself.
@@ -119,7 +119,7 @@ def _retried_whole(starts: Sequence[Start], error: Exception, settings: Settings
     return False
 
 
-def _check_process(spec: RunSpec, error: Exception | None) -> None:
+def _check_process(spec: RunSpec, error: BaseException | None) -> None:
     if retry.needs_fresh_process(error):
         raise retry.FreshProcess(
             f"run {spec.run_id}: its device failed ({type(error).__name__}: {error}), which this process cannot mend; "

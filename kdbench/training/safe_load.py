@@ -36,9 +36,16 @@ def fault_of(tensor: Tensor) -> str:
     """
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return "not a plain dense tensor"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if overlaps(tensor):
         return f"claims {tuple(tensor.shape)}, more than the file holds"
     return ""
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Return whether a strided tensor has more elements than are stored: a stride of zero shows one many times."""
+    if tensor.layout != torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def tensors_in(tree: object) -> Iterator[Tensor]:

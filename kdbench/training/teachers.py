@@ -19,6 +19,7 @@ from kdbench.evaluation import Predictions
 from kdbench.files import write_atomic
 from kdbench.method import Supervised
 from kdbench.schedule import best_epoch
+from kdbench.seal import sealed
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.attempts import now
@@ -164,7 +165,7 @@ def write_artefact(
     folder = store.folder(dataset, manifest.name)
     write_atomic(folder / WEIGHTS, data)
     write_atomic(folder / PREDICTIONS, predictions.to_npz())
-    write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    write_atomic(folder / MANIFEST, sealed(manifest))
     return manifest
 
 

@@ -14,7 +14,7 @@ import torch
 from kdbench.backbones.base import Network
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import Split
-from kdbench.errors import KdbenchError, PluginError, StoreError
+from kdbench.errors import FAULTS, KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
 from kdbench.method import View
 from kdbench.records import EpochReport, StepReport
@@ -192,7 +192,7 @@ class Trainer:
             # A lane that is not taught has no features to narrow.
             narrowed = [f.narrow(taps) for f, taps in zip(features, lane.teacher_taps, strict=False)]
             opening = lane.step(inputs, narrowed, views)
-        except Exception as error:
+        except FAULTS as error:
             self._blame(lane, error)
         else:
             if opening is not None:
@@ -210,7 +210,7 @@ class Trainer:
             lane.clock.lap("teacher")
         return Glimpse(images, features)
 
-    def _blame(self, lane: Lane, error: Exception) -> None:
+    def _blame(self, lane: Lane, error: BaseException) -> None:
         """End a lane for a plugin's fault, while the others go on."""
         if isinstance(error, DEVICE_FAULTS) and len(self.lanes) > 1:
             raise error  # nobody's fault alone: the driver tries each run in a worker of its own
@@ -219,7 +219,7 @@ class Trainer:
     def _end_epoch(self, lane: Lane) -> None:
         try:
             report = lane.end_epoch(self.onlooker, self._test_accuracy(lane))
-        except Exception as error:
+        except FAULTS as error:
             self._blame(lane, error)
             return
         self.observer.epoch_ended(report)
@@ -228,7 +228,7 @@ class Trainer:
     def _start_epoch(self, lane: Lane) -> None:
         try:
             lane.start_epoch(self.onlooker)
-        except Exception as error:
+        except FAULTS as error:
             self._blame(lane, error)
 
     def _save(self, lane: Lane, *, must: bool = False) -> None:
@@ -242,7 +242,7 @@ class Trainer:
             logging.getLogger(__name__).warning("%s: checkpoint not saved: %s", lane.spec.run_id, error)
         except KdbenchError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             lane.fail(error, "saving its state")
 
     def _test_accuracy(self, lane: Lane) -> float | None:

@@ -52,6 +52,17 @@ def test_broken_subject(subject: type[AnyMethod], check: str, message: str) -> N
     assert ran == (expected[: expected.index(check) + 1] if check in STRUCTURAL else expected)
 
 
+class Exits(subjects.Sound):  # type: ignore[misc,name-defined]
+    def losses(self, batch: Batch) -> Losses:  # noqa: ARG002
+        raise SystemExit(0)
+
+
+def test_a_method_that_exits_does_not_end_the_checks_as_if_all_were_well() -> None:
+    (*_, last) = check_method(Exits)
+    assert not last.ok
+    assert "raised SystemExit: 0" in last.message
+
+
 def test_every_check_has_a_broken_subject() -> None:
     assert {check for _, check, _ in subjects.BROKEN} == set(METHOD_CHECKS)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +179,16 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
     torch.save({"schema": 1, "x": _Evil(tmp_path / "marker")}, buffer)
     name = f"p00-e00001-s0000000-{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.pt"
     (tmp_path / name).write_bytes(buffer.getvalue())
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(KdbenchError, match=r"\.pt: not a checkpoint of kdbench \(UnpicklingError"):
         CheckpointFolder(tmp_path).newest()
     assert not (tmp_path / "marker").exists()
+
+
+def test_expanded_tensors_of_a_methods_own_are_written_out(tmp_path: Path) -> None:
+    folder, one = CheckpointFolder(tmp_path), torch.arange(3.0)
+    folder.save({"method": {"wide": one.expand(4, 3), "pair": (one[:1].expand(2), "a")}, "n": 1}, (0, 1, 0))
+    state = folder.newest()
+    assert state is not None
+    assert torch.equal(state["method"]["wide"], one.repeat(4, 1))
+    assert state["method"]["pair"][0].tolist() == [0.0, 0.0]
+    assert (state["method"]["pair"][1], state["n"]) == ("a", 1)

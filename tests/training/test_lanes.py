@@ -151,6 +151,22 @@ def test_divergence_by_a_huge_learning_rate(lab: Any) -> None:
 # --- what must not matter -----------------------------------------------------------------------------------------
 
 
+def test_a_method_that_exits_ends_alone(lab: Any) -> None:
+    expected = lab.digest_of(lab.train([lab.spec("dkd")], "alone")[0].lane.student.state_dict())
+
+    def losses(_self: Any, _batch: Any) -> Any:
+        raise SystemExit(0)
+
+    lab.probe("toy_exit", losses=losses)
+    gone, dkd = lab.train([lab.spec("toy_exit"), lab.spec("dkd")], "beside")
+    assert isinstance(gone.lane.failure, SystemExit)
+    assert lab.digest_of(dkd.lane.student.state_dict()) == expected
+    record = lab.run([lab.spec("toy_exit")], "recorded")[0]
+    assert (record.status, record.reason) == (
+        "infra_failed", "method 'toy_exit' failed in phase 'main', epoch 1: SystemExit: 0",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("method", ["dkd", "toy_bank"])
 def test_how_often_is_evaluated_does_not_change_the_weights(lab: Any, method: str) -> None:
     """R3: evaluation draws nothing and leaves no trace."""

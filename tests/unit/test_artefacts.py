@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
-from kdbench.artefacts import MANIFEST, WEIGHTS, TeacherManifest, TeacherStore, check_sha256, sha256_of
+from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherManifest, TeacherStore, check_sha256, sha256_of
 from kdbench.errors import ConfigError, KdbenchError, StoreError
+from kdbench.seal import sealed
 from kdbench.spec import DatasetRef
 
 DIGITS = DatasetRef(name="digits", slug="digits", fingerprint="f")
@@ -143,3 +145,25 @@ def test_sha256_of_known_content(tmp_path: Path) -> None:
     check_sha256(path, digest, "do this")
     with pytest.raises(KdbenchError, match=r"corrupt: sha256 is ba7816bf8f01\.\., expected 000000000000\.\.; do this"):
         check_sha256(path, "0" * 64, "do this")
+
+
+@pytest.mark.parametrize("file", [MANIFEST, WEIGHTS, PREDICTIONS])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "gone"])
+def test_a_damaged_artefact_is_set_aside_whole_and_counts_as_missing(tmp_path: Path, file: str, damage: str) -> None:
+    store, name = TeacherStore(tmp_path), "resnet14-crd"
+    manifest, folder = put(store, name), store.folder(DIGITS, name)
+    (folder / MANIFEST).write_text(sealed(manifest))
+    np.savez(folder / PREDICTIONS, predicted=np.arange(100))
+    assert store.set_damaged_aside(DIGITS, name) == ()
+    data = (folder / file).read_bytes()
+    flipped = data.replace(b"97.5", b"97.4") if file == MANIFEST else data[:90] + bytes([data[90] ^ 1]) + data[91:]
+    if damage == "gone" and file != MANIFEST:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(flipped if damage == "flip" else data[:60])
+    aside = store.set_damaged_aside(DIGITS, name)
+    assert not store.exists(DIGITS, name)
+    kept = {path.name for path in aside}
+    assert kept >= {f"{other}.corrupt" for other in (MANIFEST, WEIGHTS, PREDICTIONS) if other != file}
+    assert {path.name for path in folder.iterdir()} == kept
+    assert store.set_damaged_aside(DIGITS, name) == ()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, cannot_write, set_aside, sweep_temporary, write_atomic
+from kdbench.files import TEMPORARY, cannot_write, set_aside, sweep_dead, sweep_temporary, write_atomic
 
 
 def raising(error: BaseException) -> Callable[..., object]:
@@ -130,6 +132,18 @@ def test_sweep_takes_only_what_writers_left(tmp_path: Path) -> None:
     sweep_temporary(tmp_path)
     assert names(tmp_path) == [".hidden", "record.json", "x.tmp-1"]
     sweep_temporary(tmp_path / "nowhere")
+
+
+def test_without_a_lock_only_dead_writers_files_are_swept(tmp_path: Path) -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    kept = [tmp_path / name for name in (f"{TEMPORARY}{os.getpid()}-a", f"{TEMPORARY}1-b", f"{TEMPORARY}x-c", "d")]
+    dead = tmp_path / f"{TEMPORARY}{done.pid}-leaderboard.md"
+    for path in (*kept, dead):
+        path.touch()
+    sweep_dead(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    sweep_dead(tmp_path / "missing")
 
 
 def test_a_killed_writers_file_is_one_the_sweep_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import ConfigError, StoreError
+from kdbench.files import TEMPORARY
 from kdbench.records import EpochReport, Record
 from kdbench.spec import DeclaredDeviation, RunSpec
 from kdbench.store import LOCK, RECORD, SPEC, RunBusy, RunFolder, RunStore
@@ -177,6 +178,20 @@ def test_claiming_sweeps_what_a_killed_writer_left_and_survives_an_error(store: 
         fail()
     with folder.claimed():
         pass
+
+
+def test_a_killed_writers_lock_is_tidied_away_and_a_live_ones_is_not(store: RunStore) -> None:
+    folder = store.folder(GOOD)
+    folder.tidy()
+    assert not folder.path.exists()
+    with folder.claimed():
+        folder.tidy()
+        assert (folder.path / LOCK).exists()
+    (folder.path / LOCK).touch()
+    left = folder.path / f"{TEMPORARY}1-record.json"
+    left.touch()
+    folder.tidy()
+    assert list(folder.path.iterdir()) == []
 
 
 def test_half_written_record_is_set_aside_and_kept(store: RunStore, record: Record) -> None:
