@@ -9,8 +9,8 @@ from kdbench.registry import Registry
 
 PAIRS = ("res32x4_res8x4", "wrn40_2_wrn16_2", "res50_mbv2")
 
-# Three methods need nothing but logits of the teacher; rows that differ in options make them eight. A row costs the same
-# whatever its options are.
+# Three methods need nothing of the teacher but its logits; rows that differ in options make them eight. A row costs the
+# same whatever its options are.
 ROWS = (
     Row("vanilla_kd"),
     Row("dkd"),

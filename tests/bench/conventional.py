@@ -1,9 +1,9 @@
 """The loop of the field, as a baseline: what trainers in the manner of RepDistiller do for one run.
 
-Images are PIL images that torchvision transforms crop, flip and normalise one by one in the two workers of a DataLoader;
-every run passes every batch through the teacher; loss and accuracies are read by the host in every step; the optimizer
-and the memory format are torch's defaults. Networks, losses, batch size, learning rate and precision are those of the
-run in kdbench that it is compared with, so that only the loop differs.
+Images are PIL images that torchvision transforms crop, flip and normalise one by one in the two workers of a
+DataLoader; every run passes every batch through the teacher; loss and accuracies are read by the host in every step;
+the optimizer and the memory format are torch's defaults. Networks, losses, batch size, learning rate and precision are
+those of the run in kdbench that it is compared with, so that only the loop differs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a board costs in lanes: steps of 1, 2, 4, 8 and 16 lanes, interleaved, and how far they are from a straight line.
+"""What a board costs in lanes: steps of 1, 2, 4, 8 and 16, interleaved, and how far they are from a straight line.
 
 python tests/bench/lanes.py [--rounds N] [--batch-size N] [PAIR ...]
 """

@@ -1,7 +1,7 @@
 """All benchmarks, each in a process of its own: ``python tests/bench/run.py [NAME ...]``.
 
-Prints their lines and what they come to, and writes build/bench/performance.json, from which report.py makes the README's
-tables. Goes on after a missed target and ends with 1 if there was one.
+Prints their lines and what they come to, and writes build/bench/performance.json, from which report.py makes the
+README's tables. Goes on after a missed target and ends with 1 if there was one.
 """
 
 from __future__ import annotations

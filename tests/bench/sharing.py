@@ -1,7 +1,8 @@
 """What sharing saves: a cohort of eight against eight runs, and against the loop of the field.
 
-All contenders of a pair take turns in one process, in float32 first; the medians of paired ratios count. ``t`` is the bare
-teacher's pass over a batch and ``s`` a bare training step of the student, so that nothing of kdbench is in the ideal.
+All contenders of a pair take turns in one process, in float32 first; the medians of paired ratios count. ``t`` is the
+bare teacher's pass over a batch and ``s`` a bare training step of the student, so that nothing of kdbench is in the
+ideal.
 
     python tests/bench/sharing.py [--rounds N] [--batch-size N] [PAIR ...]
 """
