@@ -31,9 +31,10 @@ def section(result: dict[str, Any]) -> str:
     lines = [line for sheet in result["sheets"] for line in sheet["lines"] if line["passed"] is not None]
     missed = sum(not line["passed"] for line in lines)
     verdict = f"{len(lines) - missed} of {len(lines)} targets are met"
+    marked = " (FAIL marks the others)" if missed else ""
     parts = [
-        f"{_place(result)} {verdict}{' (FAIL marks the others)' if missed else ''}; figures are medians, in parentheses "
-        "the smallest and largest round. GPU: unmeasured.",
+        f"{_place(result)} {verdict}{marked}; figures are medians, in parentheses the smallest and largest round. GPU: "
+        "unmeasured.",
         *(_sheet(sheet) for sheet in result["sheets"] if sheet["lines"]),
     ]
     return "\n\n".join(parts)
@@ -62,7 +63,7 @@ def _table(lines: Sequence[Line]) -> str:
 
 def _cell(line: Line) -> str:
     unit = {"x": "", "us": " µs"}.get(line["unit"], f" {line['unit']}")
-    spread = f" ({_short(line['low'])}–{_short(line['high'])})" if line["low"] != line["high"] else ""
+    spread = f" ({_short(line['low'])}..{_short(line['high'])})" if line["low"] != line["high"] else ""
     said = f"{_short(line['measured'])}{unit}{spread}"
     if line["passed"] is None:
         return said

@@ -21,6 +21,7 @@ BENCHMARKS = (
     "step_overhead",
     "sharing",
     "lanes",
+    "warm_cache",
     "board",
     "method_cost",
     "large_networks",

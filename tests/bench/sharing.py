@@ -10,14 +10,13 @@ ideal.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from bare import Step, bare_student, bare_teacher
 from boards import ABOUT_ROWS, PAIRS, ROWS, place
 from conventional import ConventionalRun, plain
 from report_lines import Sheet
-from workbench import Cohort, Place, interleaved, network, ratios
+from workbench import Cohort, interleaved, ratios
 
 from kdbench.registry import Registry, load
 
@@ -25,40 +24,6 @@ ROUNDS = 5
 SHARE_OF_IDEAL = 90  # percent
 TARGETS = dict.fromkeys(PAIRS, 2.0) | {"wrn40_2_wrn16_2": 1.6}  # there the teacher is the smallest part of a step
 M = len(ROWS)
-
-Step = Callable[[int], None]
-
-
-def bare_teacher(where: Place) -> Step:
-    """Return a teacher's pass over a batch."""
-    images = torch.rand(where.anchor.data.batch_size, 3, 32, 32)
-
-    def step(_index: int) -> None:
-        with torch.no_grad():
-            where.teacher(images)
-
-    return step
-
-
-def bare_student(where: Place) -> Step:
-    """Return a training step of a student towards given logits, as short as it can be written."""
-    size, config = where.anchor.data.batch_size, where.anchor.optimizer
-    student = network(where.registry, where.pair.student).train()
-    rate = where.anchor.learning_rate_of(where.pair.student)
-    optimizer = torch.optim.SGD(
-        student.parameters(), rate, config.momentum, weight_decay=config.weight_decay, fused=True
-    )
-    images, labels, target = torch.rand(size, 3, 32, 32), torch.randint(100, (size,)), torch.randn(size, 100)
-
-    def step(_index: int) -> None:
-        logits = student(images).logits
-        kd = F.kl_div((logits / 4).log_softmax(1), (target / 4).softmax(1), reduction="batchmean")
-        loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * 16 * kd
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def in_turn(steps: list[Step]) -> Step:

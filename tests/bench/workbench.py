@@ -68,13 +68,13 @@ class Place:
     split: Split
     teacher: Network
 
-    def context(self) -> Context:
+    def context(self, seed: int = 0) -> Context:
         """Return what methods may know of it."""
         pair, size = self.pair, self.anchor.data.batch_size
         infos = [self.registry.backbones[name].info(CLASSES, IMAGE) for name in (pair.student, *pair.teachers)]
         shapes = PairInfo(pair.name, infos[0], tuple(infos[1:]), IMAGE)
         steps = len(self.split) // size
-        return Context(shapes, len(self.split), self.anchor.schedule.epochs, steps, size, seed=0)
+        return Context(shapes, len(self.split), self.anchor.schedule.epochs, steps, size, seed)
 
     def options(self, row: Row) -> Options:
         """Return a row's options under the protocol."""
@@ -87,15 +87,16 @@ class Cohort:
 
     Args:
         place: What they share.
-        rows: What each lane trains; all have the same seed.
+        rows: What each lane trains.
+        seed: Of the batches and of every lane.
 
     Raises:
         Unsupported: If a method declines the pair.
     """
 
-    def __init__(self, place: Place, rows: Sequence[Row]) -> None:
-        batches = BatchStream(place.split, place.anchor.data, 0, CPU, mirror=True)
-        self.lanes = [_lane(place, row) for row in rows]
+    def __init__(self, place: Place, rows: Sequence[Row], seed: int = 0) -> None:
+        batches = BatchStream(place.split, place.anchor.data, seed, CPU, mirror=True)
+        self.lanes = [_lane(place, row, seed) for row in rows]
         test, observer = TestSet(NoTest(), CPU, 1), Observer(save=lambda _lane: None)
         self.trainer = Trainer(self.lanes, batches, [place.teacher], None, test, observer)
         self.teach = self.trainer._teacher_pass(self.lanes)
@@ -114,17 +115,17 @@ class Cohort:
                 raise lane.failure
 
 
-def _lane(place: Place, row: Row) -> Lane:
+def _lane(place: Place, row: Row, seed: int) -> Lane:
     registry, pair = place.registry, place.pair
     method = registry.methods[row.method]
     spec = RunSpec(
         method=method.name, method_version=1, plugin=PluginRef(distribution="kdbench", version="0"),
         options=place.options(row).model_dump(mode="json"),
         pair=pair.name, student=pair.student, teachers=pair.teachers,
-        dataset=DatasetRef(name="bench", slug="bench", fingerprint="0"), anchor=place.anchor, seed=0,
+        dataset=DatasetRef(name="bench", slug="bench", fingerprint="0"), anchor=place.anchor, seed=seed,
     )  # fmt: skip
     setup = Setup(place.split.labels.clone(), (place.teacher,))
-    lane = Lane(spec, method, network(registry, pair.student), place.context(), CPU, setup)
+    lane = Lane(spec, method, network(registry, pair.student), place.context(seed), CPU, setup)
     main = next(index for index, phase in enumerate(lane.phases) if phase.is_main)
     if lane.failure is None and main:
         lane.position = Position(main)

@@ -57,7 +57,7 @@ def test_a_column_for_each_subject_and_a_row_for_each_name() -> None:
     table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("|")]
     assert table[0] == ["", "a", "b"]
     assert table[2:] == [
-        ["gain", "2.50 (2.00–3.00); ≥ 2: pass", "1.50; ≥ 2: **FAIL**"],
+        ["gain", "2.50 (2.00..3.00); ≥ 2: pass", "1.50; ≥ 2: **FAIL**"],
         ["time", "", "1,234 ms"],
     ]
     assert "1 of 2 targets are met (FAIL marks the others)" in text
