@@ -17,7 +17,7 @@ from workbench import network, random_split, seconds, trainer_step
 from kdbench.config.loading import load_anchor
 from kdbench.registry import load
 
-ROUNDS, STEPS, IMAGES = 5, 2, 50_000
+ROUNDS, STEPS, IMAGES = 3, 1, 50_000
 
 
 def status(key: str) -> int:
