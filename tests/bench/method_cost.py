@@ -15,6 +15,7 @@ from report_lines import Sheet
 from workbench import network, random_split, seconds, trainer_step
 
 from kdbench.config.loading import load_anchor
+from kdbench.errors import Unsupported
 from kdbench.registry import load
 
 ROUNDS, STEPS, IMAGES = 3, 1, 50_000
@@ -74,7 +75,11 @@ def main() -> None:
     with Sheet("method_cost", "Cost of methods", about) as sheet:
         sheet.add(reference, bench.peak(reference) / 2**20, subject="memory", unit="MiB")
         for name in sys.argv[2:] or sorted(set(methods) - {reference}):
-            step = bench.step(name)
+            try:
+                step = bench.step(name)
+            except Unsupported as reason:
+                print(f"{name}: not measured: {reason}", flush=True)
+                continue
             seconds(step, 1)
             ratios = [seconds(step, STEPS) / seconds(base, STEPS) for _ in range(ROUNDS)]
             sheet.add(name, ratios, subject="step")

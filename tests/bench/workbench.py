@@ -97,6 +97,7 @@ class Cohort:
     def __init__(self, place: Place, rows: Sequence[Row], seed: int = 0) -> None:
         batches = BatchStream(place.split, place.anchor.data, seed, CPU, mirror=True)
         self.lanes = [_lane(place, row, seed) for row in rows]
+        self._raise_failures(self.lanes)
         test, observer = TestSet(NoTest(), CPU, 1), Observer(save=lambda _lane: None)
         self.trainer = Trainer(self.lanes, batches, [place.teacher], None, test, observer)
         self.teach = self.trainer._teacher_pass(self.lanes)
@@ -110,7 +111,11 @@ class Cohort:
         for lane in group:
             lane.position.step = index
         self.trainer._run_step(group, self.teach, index)
-        for lane in group:
+        self._raise_failures(group)
+
+    @staticmethod
+    def _raise_failures(lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
             if lane.failure is not None:
                 raise lane.failure
 
@@ -127,7 +132,7 @@ def _lane(place: Place, row: Row, seed: int) -> Lane:
     setup = Setup(place.split.labels.clone(), (place.teacher,))
     lane = Lane(spec, method, network(registry, pair.student), place.context(seed), CPU, setup)
     main = next(index for index, phase in enumerate(lane.phases) if phase.is_main)
-    if lane.failure is None and main:
+    if main:
         lane.position = Position(main)
         lane.optimizer = lane._phase_optimizer()
     return lane

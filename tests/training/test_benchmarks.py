@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdbench.errors import Unsupported
 from kdbench.registry import Registry
 
 # Behind everything else: scripts of other folders have the same names.
@@ -139,3 +140,8 @@ def test_a_benchmark_that_broke_leaves_no_figures(out: Path) -> None:
     with pytest.raises(RuntimeError, match="broke"):
         measure({"first": 3.0}, RuntimeError("broke"))
     assert not out.exists()
+
+
+def test_a_method_that_declines_the_pair_is_no_contender(where: Place) -> None:
+    with pytest.raises(Unsupported, match="two teachers"):
+        Cohort(where, [Row("asib")])
