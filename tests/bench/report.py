@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parents[2]
 README, KEPT = ROOT / "README.md", ROOT / "docs" / "performance.json"
 START, END = "<!-- performance:start -->", "<!-- performance:end -->"
+
+WIDTH = 120
 
 Line = dict[str, Any]
 
@@ -32,23 +35,31 @@ def section(result: dict[str, Any]) -> str:
     missed = sum(not line["passed"] for line in lines)
     verdict = f"{len(lines) - missed} of {len(lines)} targets are met"
     marked = " (FAIL marks the others)" if missed else ""
-    parts = [
+    opening = (
         f"{_place(result)} {verdict}{marked}; figures are medians, in parentheses the smallest and largest round. GPU: "
-        "unmeasured.",
-        *(_sheet(sheet) for sheet in result["sheets"] if sheet["lines"]),
-    ]
-    return "\n\n".join(parts)
+        "unmeasured."
+    )
+    return "\n\n".join([_wrapped(opening), *(_sheet(sheet) for sheet in result["sheets"] if sheet["lines"])])
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _place(result: dict[str, Any]) -> str:
     where = result["environment"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("kdbench", "python", "torch", "torchvision", "numpy"))
-    return f"`make bench` on {where['machine']}, {where['threads']} threads, {result['measured_on']}: {versions}."
+    machine = f"{where['machine']}, {_counted(where['threads'], 'thread')}"
+    return f"`make bench` on {machine}, {result['measured_on']}: {versions}."
 
 
 def _sheet(sheet: dict[str, Any]) -> str:
     heading = f"**{sheet['title']}.** {sheet['about']}".rstrip()
-    return f"{heading}\n\n{_table(sheet['lines'])}"
+    return f"{_wrapped(heading)}\n\n{_table(sheet['lines'])}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _table(lines: Sequence[Line]) -> str:

@@ -1,7 +1,7 @@
 """All benchmarks, each in a process of its own: ``python tests/bench/run.py [NAME ...]``.
 
-Prints their lines and what they come to, and writes build/bench/performance.json, from which report.py makes the
-README's tables. Goes on after a missed target and ends with 1 if there was one.
+Prints their lines and what they come to; all of them together write build/bench/performance.json, from which report.py
+makes the README's tables. Goes on after a missed target and ends with 1 if there was one.
 """
 
 from __future__ import annotations
@@ -54,15 +54,17 @@ def merged(sheets: list[dict[str, object]]) -> dict[str, object]:
 
 
 def main() -> None:
-    names = sys.argv[1:] or BENCHMARKS
+    names = tuple(sys.argv[1:]) or BENCHMARKS
     if unknown := [name for name in names if name not in BENCHMARKS]:
         sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
     OUT.mkdir(parents=True, exist_ok=True)
     ended = {name: run(name) for name in names}
-    sheets = [sheet for _, sheet in ended.values() if sheet is not None]
-    RESULT.write_text(json.dumps(merged(sheets), indent=1) + "\n", encoding="utf-8")
+    if names == BENCHMARKS:
+        result = merged([sheet for _, sheet in ended.values() if sheet is not None])
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(RESULT)
     failed = [name for name, (status, _) in ended.items() if status]
-    print(f"{len(ended)} benchmarks, {'FAIL: ' + ', '.join(failed) if failed else 'pass'}; {RESULT}")
+    print(f"{len(ended)} benchmarks: {'FAIL in ' + ', '.join(failed) if failed else 'pass'}")
     sys.exit(bool(failed))
 
 
