@@ -60,12 +60,9 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation ./plugins/kdbench-dist
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --quiet $(LOWEST_TESTS)
 
+# Every benchmark, pass or FAIL at its end. tests/bench/report.py puts what it leaves in build/bench into the README.
 bench: setup
-	$(BIN)/python tests/bench/step_overhead.py
-	$(BIN)/python tests/bench/pipeline.py
-	$(BIN)/python tests/bench/method_cost.py
-	$(BIN)/python tests/bench/board.py
-	for case in step convnext_l efficientnet_l2; do $(BIN)/python tests/bench/large_networks.py $$case || exit 1; done
+	$(BIN)/python tests/bench/run.py
 
 faults: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --write

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from report_lines import Sheet
 
 from kdbench.artefacts import TeacherStore
 from kdbench.cohort_memory import Estimator
@@ -134,19 +135,15 @@ def measured(case: str, pair: str) -> dict[str, int]:
     return found
 
 
-def report(pair: str) -> bool:
-    """Print a pair's figures in MiB, and whether the cohort keeps within its limit."""
+def report(sheet: Sheet, pair: str) -> None:
+    """Add a pair's figures, and whether the cohort keeps within its limit."""
     student, teacher, cohort = (measured(case, pair) for case in ("0", "teacher", str(LANES)))
-    limit = SLACK * (LANES * student["bytes"] + teacher["bytes"])
-    good = cohort["bytes"] <= limit
-    sizes = [part["bytes"] / 2**20 for part in (student, teacher, cohort)]
-    print(
-        f"{pair}: student {sizes[0]:.0f} MiB, teacher {sizes[1]:.0f}, cohort of {LANES} {sizes[2]:.0f} (estimated "
-        f"{cohort['estimated'] / 2**20:.0f}); limit {limit / 2**20:.0f} = 8 students + 1 teacher + 15 %: "
-        f"{'pass' if good else 'FAIL'}",
-        flush=True,
-    )
-    return good
+    parts = {"a run without teacher": student, "teacher": teacher, f"cohort of {LANES}": cohort}
+    for name, part in parts.items():
+        sheet.add(name, part["bytes"] / 2**20, subject=pair, unit="MiB")
+    sheet.add(f"estimate of the cohort of {LANES}", cohort["estimated"] / 2**20, subject=pair, unit="MiB")
+    share = cohort["bytes"] / (LANES * student["bytes"] + teacher["bytes"])
+    sheet.add(f"cohort against {LANES} runs and 1 teacher", share, subject=pair, at_most=SLACK)
 
 
 def main() -> None:
@@ -156,9 +153,9 @@ def main() -> None:
         found = measure_teacher(pair, Path(folder)) if case == "teacher" else measure(case, pair, Path(folder))
         print(json.dumps(found))
         return
-    good = [report(pair) for pair in sys.argv[1:] or PAIRS]
-    if not all(good):
-        raise SystemExit(1)
+    with Sheet("cohort_memory", "Memory of a cohort", "Above what any process needs, each in a fresh one.") as sheet:
+        for pair in sys.argv[1:] or PAIRS:
+            report(sheet, pair)
 
 
 if __name__ == "__main__":

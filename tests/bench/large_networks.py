@@ -1,4 +1,4 @@
-"""Peak memory of the largest networks on a CPU, each case in a process of its own: ``python large_networks.py CASE``.
+"""Peak memory of the largest networks on a CPU, each case in a process of its own: ``large_networks.py [--case CASE]``.
 
 Cases: ``step`` is one training step of pair r152_mbv2 at 32x32 and batch 128, teachers' passes included; the others
 are the name of a backbone, built with random weights and run forward on one image.
@@ -6,9 +6,11 @@ are the name of a backbone, built with random weights and run forward on one ima
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import torch
+from report_lines import Sheet
 
 from kdbench.registry import load
 from kdbench.training.environment import Machine
@@ -18,6 +20,11 @@ from kdbench.types import StageShape, Taps
 
 IMAGE = StageShape((3, 32, 32))
 BATCH = 128
+CASES = {
+    "step": f"training step of r152_mbv2, batch {BATCH}",
+    "convnext_l": "convnext_l, one image",
+    "efficientnet_l2": "efficientnet_l2, one image",
+}
 
 
 def step() -> None:
@@ -48,11 +55,17 @@ def forward(name: str) -> None:
 
 
 def main() -> None:
-    """Run the case of the command line and print the process's peak memory in GiB."""
-    case = sys.argv[1]
-    step() if case == "step" else forward(case)
-    peak = Machine(torch.device("cpu"), torch.get_num_threads()).peak_memory()
-    print(f"{case}: peak memory {peak / 2**30:.2f} GiB")
+    """Report every case, or print the peak memory in bytes of this process after one."""
+    if sys.argv[1:2] == ["--case"]:
+        case = sys.argv[2]
+        step() if case == "step" else forward(case)
+        print(Machine(torch.device("cpu"), torch.get_num_threads()).peak_memory())
+        return
+    with Sheet("large_networks", "Peak memory of the largest networks") as sheet:
+        for case, name in CASES.items():
+            command = [sys.executable, __file__, "--case", case]
+            peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            sheet.add(name, peak / 2**30, unit="GiB")
 
 
 if __name__ == "__main__":

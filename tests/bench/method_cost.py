@@ -6,19 +6,19 @@ how far one step raises the memory of a process of its own. ``python tests/bench
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from report_lines import Sheet
 from workbench import network, random_split, seconds, trainer_step
 
 from kdbench.config.loading import load_anchor
+from kdbench.errors import Unsupported
 from kdbench.registry import load
 
-ROUNDS, STEPS, IMAGES = 5, 2, 50_000
+ROUNDS, STEPS, IMAGES = 3, 1, 50_000
 
 
 def status(key: str) -> int:
@@ -68,17 +68,22 @@ def main() -> None:
     reference = next(m.name for m in methods.values() if m.baseline and m.uses_teacher)
     base = bench.step(reference)
     seconds(base, STEPS)
-    print(
-        f"{bench.pair.name}, torch {torch.__version__}, {torch.get_num_threads()} threads, batch "
-        f"{bench.anchor.data.batch_size}, {bench.anchor.step.precision}, {IMAGES:,} images; {reference}: "
-        f"{1000 * seconds(base, STEPS):.0f} ms, {bench.peak(reference) / 2**20:.0f} MiB"
+    about = (
+        f"Time of a step next to {reference}'s, and the memory one adds to a process; {bench.pair.name}, batch "
+        f"{bench.anchor.data.batch_size}, {bench.anchor.step.precision}, {IMAGES:,} images."
     )
-    for name in sys.argv[2:] or sorted(set(methods) - {reference}):
-        step = bench.step(name)
-        seconds(step, 1)
-        ratios = [seconds(step, STEPS) / seconds(base, STEPS) for _ in range(ROUNDS)]
-        spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
-        print(f"{name:<12} {statistics.median(ratios):.3f} x ({spread}), {bench.peak(name) / 2**20:.0f} MiB")
+    with Sheet("method_cost", "Cost of methods", about) as sheet:
+        sheet.add(reference, bench.peak(reference) / 2**20, subject="memory", unit="MiB")
+        for name in sys.argv[2:] or sorted(set(methods) - {reference}):
+            try:
+                step = bench.step(name)
+            except Unsupported as reason:
+                print(f"{name}: not measured: {reason}", flush=True)
+                continue
+            seconds(step, 1)
+            ratios = [seconds(step, STEPS) / seconds(base, STEPS) for _ in range(ROUNDS)]
+            sheet.add(name, ratios, subject="step")
+            sheet.add(name, bench.peak(name) / 2**20, subject="memory", unit="MiB")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ Run with ``make bench``.
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import torch
+from report_lines import Sheet
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -88,16 +87,15 @@ def main() -> None:
     split = random_split(IMAGES)
     ours, theirs = streamed(split), conventional(split)
     ours(), theirs()
-    rounds = [(ours(), theirs()) for _ in range(ROUNDS)]
-    stream, loader = (statistics.median(column) for column in zip(*rounds, strict=True))
-    ratio = statistics.median(one / other for one, other in rounds)
-    verdict = "pass" if ratio >= TARGET else "FAIL"
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads: batch stream {stream:,.0f} images/s, "
-        f"DataLoader with {WORKERS} workers {loader:,.0f} images/s, median of {ROUNDS} paired ratios {ratio:.1f} "
-        f"(target >= {TARGET:g}): {verdict}"
+    about = (
+        f"The batch stream against torchvision's transforms in a DataLoader with {WORKERS} workers, batches of {BATCH}."
     )
-    sys.exit(ratio < TARGET)
+    with Sheet("pipeline", "Input pipeline", about) as sheet:
+        rounds = [(ours(), theirs()) for _ in range(ROUNDS)]
+        stream, loader = zip(*rounds, strict=True)
+        sheet.add("batch stream", stream, unit="images/s")
+        sheet.add("DataLoader", loader, unit="images/s")
+        sheet.add("batch stream against DataLoader", [one / other for one, other in rounds], at_least=TARGET)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,20 @@ from kdbench.cli.main import State
 from kdbench.cli.run_one import inline_worker
 from kdbench.errors import KdbenchError
 from kdbench.execution.driver import Order, carry_out
+from kdbench.execution.grouping import groups_of
 from kdbench.execution.inline import InlineExecutor
 from kdbench.execution.jobs import Settings
 from kdbench.files import TEMPORARY
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import load
 from kdbench.store import PREDICTIONS, WEIGHTS, RunFolder, RunStore
+from kdbench.training.teacher_cache import CachePlace
 from kdbench.training.teachers import recipes_of
 
 ANCHOR = str(Path(__file__).with_name("board.yaml"))
 METHODS = ("student", "vanilla_kd")
-TIMES = ("images_per_second", "peak_memory_bytes", "commit")  # the last: files may be edited meanwhile
+# The commit, for files may be edited meanwhile; and how much of what teachers say was there from before a fault.
+TIMES = ("images_per_second", "peak_memory_bytes", "commit", "teacher_forwards", "teacher_cached")
 FORMATS = "md,json,csv"
 
 
@@ -70,12 +73,18 @@ class Place:
     @property
     def settings(self) -> Settings:
         """Where and how."""
-        return Settings(self.root / "runs", self.root / "teachers", self.root / "data", "cpu", 1)
+        cache = CachePlace(self.cache, 2**30)
+        return Settings(self.root / "runs", self.root / "teachers", self.root / "data", ("cpu",), 1, cache=cache)
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what teachers said."""
+        return self.root / "cache"
 
     @property
     def order(self) -> Order:
         """The plan and all that carries it out."""
-        return Order(self.specs, ANCHOR, {"tiny": 10}, self.settings)
+        return Order(self.specs, ANCHOR, {"tiny": 10}, self.settings, groups_of)
 
     def folder(self, method: str = METHODS[-1]) -> RunFolder:
         """Return the folder of a run."""

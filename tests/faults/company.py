@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from board import Workshop, guarded
@@ -12,6 +12,8 @@ from engine import ForkExecutor
 from table import EQUAL, Row
 
 from kdbench.execution.driver import carry_out
+from kdbench.execution.grouping import Cohort
+from kdbench.spec import RunSpec
 
 BUSY = 75
 
@@ -57,6 +59,11 @@ def _holder_killed(shop: Workshop, draws: random.Random) -> str:
     return ended.said[-300:] if ended.code else place.problems(shop.expected)
 
 
+def one_by_one(specs: Sequence[RunSpec]) -> list[Cohort]:
+    """Return cohorts of a single run each."""
+    return [(spec,) for spec in specs]
+
+
 def _two_boards(shop: Workshop, _draws: random.Random) -> str:
     place = shop.place(taught=True)
     children = [place.start() for _ in range(2)]
@@ -71,7 +78,7 @@ def _worker_killed(shop: Workshop, draws: random.Random) -> str:
     """Kill one of two workers, which have a method each."""
     place = shop.place(taught=True)
     engine = ForkExecutor(place, kills=1, draws=draws)
-    guarded(lambda: carry_out(replace(place.order, jobs=2, lanes=1), engine))
+    guarded(lambda: carry_out(replace(place.order, jobs=2, cohorts=one_by_one), engine))
     if not engine.killed:
         return "no worker was killed"
     ended = place.finish()

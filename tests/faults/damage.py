@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def damages(shop: Workshop, rounds: int) -> Iterator[Row]:
     """Damage checkpoints, records and teachers in every way, so often each."""
     for how, damage in DAMAGES.items():
         draws = random.Random(how)
-        for what, hit in (("checkpoint", _checkpoint), ("record", _record), ("teacher", _teacher)):
+        for what, hit in PLACES.items():
             row = Row(f"{what} {how}")
             for number in range(rounds):
-                row.add(f"{EQUAL}; the damaged file is kept", hit(shop, damage, draws, number))
+                kept = "" if what == "cache" else "; the damaged file is kept"
+                row.add(f"{EQUAL}{kept}", hit(shop, damage, draws, number))
             yield row
 
 
@@ -99,3 +101,20 @@ def _teacher(shop: Workshop, damage: Damage, draws: random.Random, number: int) 
     path = place.teacher / ("weights.safetensors", "teacher.json", "predictions.npz")[number % 3]
     spoilt = {path: _spoil(path, damage, draws)}
     return _checked(shop, place, place.finish(), spoilt)
+
+
+def _cache(shop: Workshop, damage: Damage, draws: random.Random, number: int) -> str:
+    """Damage what teachers said, and train all runs again from it: no damaged entry may be believed."""
+    place = shop.place(taught=True)
+    if (ended := place.finish()).code:
+        return f"exit {ended.code}: {ended.said[-300:]}"
+    files = sorted(place.cache.rglob("*.entries"))
+    if not files:
+        return "nothing was cached"
+    _spoil(files[0], damage, draws)
+    shutil.rmtree(place.settings.store)
+    ended = place.finish()
+    return f"exit {ended.code}: {ended.said[-300:]}" if ended.code else place.problems(shop.expected)
+
+
+PLACES = {"checkpoint": _checkpoint, "record": _record, "teacher": _teacher, "cache": _cache}
