@@ -99,7 +99,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what a writer left that was killed when this run was finished and others beside it were not."""
-        if (self.path / LOCK).exists():
+        if (self.path / LOCK).exists() and not self.held():
             with suppress(RunBusy), self.claimed():
                 pass
 

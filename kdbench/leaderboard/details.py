@@ -46,14 +46,17 @@ def accuracies(row: Row) -> Details:
 def times(row: Row) -> Details:
     """Return each seed's seconds in training steps, and the means of their parts where these were metered."""
     each = _by_seed(row, lambda outcome: None if outcome.train_seconds is None else seconds(outcome.train_seconds))
-    parts = ", ".join(f"{part} {seconds(spent)}" for part, spent in row.parts.items())
+    # Two digits: a large page has thousands of these.
+    parts = ", ".join(
+        f"{part} {spent:.0f}" if spent >= 10 else f"{part} {spent:.2g}" for part, spent in row.parts.items()
+    )
     return replace(each, also=(f"mean: {parts}",) if parts else ())
 
 
 def sizes(row: Row) -> Details:
     """Return each seed's deployed parameters; where all have the same, that once."""
     if len(row.deployed_parameters) == 1 and row.count("ok") == row.planned:
-        return Details(also=(f"the same for seeds {ranges(o.seed for o in row.outcomes)}",))
+        return Details(also=(f"same in seeds {ranges(o.seed for o in row.outcomes)}",))
     return _by_seed(row, lambda o: None if o.deployed_parameters is None else parameters((o.deployed_parameters,)))
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from commandline import Place, failure, kdbench, snapshot
 
+from kdbench.seal import unsealed
+
 CELLS = Path("proto-v3/digits-20pc/tiny")
 WEIGHTS = "student.safetensors"
 
@@ -28,7 +30,7 @@ def run_in(store: Path, method: str = "dkd", seed: int = 0) -> Path:
 
 
 def change(path: Path, alter: Callable[[Any], None]) -> None:
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
     alter(tree)
     path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commandline import Place, kdbench
 
+from kdbench.seal import unsealed
+
 
 def test_the_copies_rebuild_the_same_bytes(finished: Place) -> None:
     assert kdbench("leaderboard", finished.runs, "--out", "one", "--records").code == 0
@@ -23,7 +25,7 @@ def test_paths_of_datasets_are_not_published(finished: Place, tmp_path: Path) ->
     source = tmp_path / "somebody" / "runs"
     shutil.copytree(finished.runs, source)
     for path in source.rglob("*.json"):
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
         tree["dataset" if path.name == "spec.json" else "dataset_ref"]["name"] = "npz:/home/somebody/digits.npz"
         path.write_text(json.dumps(tree), encoding="utf-8")
     assert kdbench("leaderboard", source, "--out", "public", "--records").code == 0
@@ -37,7 +39,7 @@ def test_paths_of_datasets_are_not_published(finished: Place, tmp_path: Path) ->
 def test_publishing_onto_its_own_folder_leaves_the_records_alone(finished: Place, given: str) -> None:
     assert kdbench("leaderboard", finished.runs, "--out", "one", "--records").code == 0
     for path in Path("one/runs").rglob("*.json"):  # as another version would have laid them out
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
         tree.pop("variant", None)
         path.write_text(json.dumps(tree, sort_keys=True), encoding="utf-8")
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("one/runs").rglob("*.*")}

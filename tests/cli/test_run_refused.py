@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commandline import METHODS, Place, failure, installed, kdbench, snapshot, write_plugin
 
+from kdbench.seal import unsealed
 from kdbench.store import RunFolder
 
 ONE_PROCESS = ("--threads", 1, "--executor", "inline")
@@ -26,7 +27,8 @@ def place(finished: Place, tmp_path: Path) -> Place:
 def edit_manifest(place: Place, **changes: Any) -> Path:
     """Change the manifest of the one teacher there is."""
     (path,) = place.teachers.rglob("teacher.json")
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    about, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps({**about, **changes}), encoding="utf-8")
     return path
 
 
@@ -102,15 +104,26 @@ def test_a_teacher_of_other_classes_or_backbone_is_refused(place: Place) -> None
     ]
 
 
-def test_corrupt_teacher_weights_stop_the_run(place: Place) -> None:
+def test_corrupt_weights_of_a_teacher_of_ones_own_stop_the_run(place: Place) -> None:
     (path,) = place.teachers.rglob("weights.safetensors")
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
     shutil.rmtree(place.runs)
-    message = failure("run", *place.cells("dkd", 1), *ONE_PROCESS, code=4)
+    message = failure("run", *place.cells("dkd", 1), "--teacher", path.parent.name, *ONE_PROCESS, code=4)
     assert message.startswith(f"{path}: corrupt: sha256 is ")
     assert not list(place.runs.rglob("record.json"))
+
+
+def test_a_corrupt_teacher_that_a_recipe_makes_is_made_again(place: Place) -> None:
+    (path,) = place.teachers.rglob("weights.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    shutil.rmtree(place.runs)
+    outcome = kdbench("run", *place.cells("dkd", 1), *ONE_PROCESS)
+    assert outcome.code == 0, outcome
+    assert path.read_bytes() == whole
+    assert path.with_name(f"{path.name}.corrupt").is_file()
 
 
 def test_a_run_that_somebody_else_is_at_is_waited_for(

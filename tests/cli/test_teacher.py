@@ -13,6 +13,7 @@ from commandline import PROTO, Place, failure, kdbench, snapshot
 
 from kdbench import evaluation
 from kdbench.evaluation import Predictions
+from kdbench.seal import unsealed
 
 NAME = "resnet14_w8-proto-v3-seed0"
 
@@ -117,7 +118,7 @@ def test_a_truncated_look_says_of_how_many_and_judges_nothing(
     finished: Place, place: Place, batch: int, batches: int, count: int
 ) -> None:
     (path,) = place.teachers.rglob("teacher.json")
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps({**about, "accuracy": 0.0}), encoding="utf-8")  # would be a problem if it were compared
     words = ("--teachers", place.teachers, "--batch-size", batch, "--max-batches", batches)
     right = _first_right(finished, count)
@@ -135,7 +136,7 @@ def test_batches_that_reach_the_end_are_the_whole_check(place: Place, precision:
     assert outcome.out.endswith(
         " of 599), sha256 ok\n" if precision == "fp32" else f" of 599) in {precision}, sha256 ok\n"
     )
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps({**about, "accuracy": 0.0}), encoding="utf-8")
     message = failure("teacher", "verify", *words, code=4)
     more = "" if precision == "fp32" else f"; or {precision} is too coarse for it: try --precision fp32"
@@ -146,7 +147,7 @@ def test_batches_that_reach_the_end_are_the_whole_check(place: Place, precision:
 def test_how_many_images_may_differ(place: Place, precision: str, tolerated: int) -> None:
     """Of 599: two in float32, one in a hundred in types with a short mantissa."""
     (path,) = place.teachers.rglob("teacher.json")
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
     words = ("teacher", "verify", "--teachers", place.teachers, "--precision", precision)
     right = int(kdbench(*words).out.partition("(")[2].partition(" ")[0])
     for more, code in ((tolerated, 0), (tolerated + 1, 4), (-tolerated, 0), (-tolerated - 1, 4)):
@@ -216,7 +217,7 @@ def test_verify_finds_changed_weights_and_still_checks_the_others(place: Place) 
     folder = place.teachers / "digits-20pc" / NAME
     good = folder.with_name("good")
     shutil.copytree(folder, good)
-    about = json.loads((good / "teacher.json").read_text(encoding="utf-8"))
+    about, _ = unsealed(json.loads((good / "teacher.json").read_text(encoding="utf-8")))
     (good / "teacher.json").write_text(json.dumps({**about, "name": "zgood"}), encoding="utf-8")
     good.rename(good.with_name("zgood"))
     data = bytearray((folder / "weights.safetensors").read_bytes())
@@ -231,7 +232,7 @@ def test_verify_finds_changed_weights_and_still_checks_the_others(place: Place) 
 
 def test_verify_finds_weights_that_do_less_than_the_manifest_says(place: Place) -> None:
     (path,) = place.teachers.rglob("teacher.json")
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps({**about, "accuracy": 99.0}), encoding="utf-8")
     message = failure("teacher", "verify", "--teachers", place.teachers, code=4)
     assert message == (

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from commandline import ROOT, Place, failure, kdbench, snapshot
 
+from kdbench.seal import unsealed
+
 
 @pytest.fixture
 def board(finished: Place, tmp_path: Path) -> Path:
@@ -56,7 +58,7 @@ def test_without_records_there_is_no_manifest(finished: Place) -> None:
 
 def test_a_changed_board(board: Path) -> None:
     record = board / "runs/proto-v3/digits-20pc/tiny/dkd/seed1/record.json"
-    tree = json.loads(record.read_text(encoding="utf-8"))
+    tree, _ = unsealed(json.loads(record.read_text(encoding="utf-8")))
     tree["accuracy"]["last"] = 99.0
     record.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     (board / "leaderboard.csv").unlink()

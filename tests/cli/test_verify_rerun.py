@@ -13,6 +13,7 @@ import pytest
 from commandline import Outcome, Place, failure, finished_place, kdbench, snapshot
 from safetensors.torch import load_file, save_file
 
+from kdbench.seal import unsealed
 from kdbench.verification.repeated import COUNTED
 
 
@@ -46,7 +47,7 @@ def verify(place: Place, method: str, *words: object) -> Outcome:
 
 
 def change(path: Path, alter: Callable[[Any], None]) -> None:
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree, _ = unsealed(json.loads(path.read_text(encoding="utf-8")))
     alter(tree)
     path.write_text(json.dumps(tree), encoding="utf-8")
 

@@ -19,6 +19,7 @@ from kdbench.execution.local import Ended
 from kdbench.plan import Request, make_plan
 from kdbench.records import Record
 from kdbench.registry import load
+from kdbench.seal import unsealed
 from kdbench.spec import RunSpec
 from kdbench.store import RunStore
 from kdbench.training.teachers import recipes_of, training_folder
@@ -80,7 +81,7 @@ def replace_teacher(spec: RunSpec) -> RunSpec:
 
 def write(order: Order, job: Job, source: Place, *, but: str = "nothing") -> None:
     """Leave records, as a worker would."""
-    model = Record.model_validate(source.record("student"))
+    model = Record.model_validate(unsealed(source.record("student"))[0])
     for run_id in job.run_ids:
         if but not in run_id:
             RunStore(order.settings.store).folder(run_id).write_record(model.model_copy(update={"run_id": run_id}))

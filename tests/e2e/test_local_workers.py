@@ -19,14 +19,14 @@ from kdbench.execution.jobs import Job, Settings
 from kdbench.execution.local import KEPT_LINES, LONGEST_LINE, LocalExecutor
 from kdbench.execution.worker import STOP_SIGNALS
 
-SETTINGS = Settings(Path("runs"), Path("teachers"), Path("data"), "cpu", 1)
+SETTINGS = Settings(Path("runs"), Path("teachers"), Path("data"), ("cpu",), 1)
 EVENT = json.dumps({"kind": "warning", "data": {"message": "alive"}})
 
 
 class Script(Job):
     """A job whose worker runs some Python."""
 
-    def command(self, settings: Settings) -> list[str]:  # noqa: ARG002
+    def command(self, settings: Settings, device: str) -> list[str]:  # noqa: ARG002
         return [sys.executable, "-c", self.name]
 
 

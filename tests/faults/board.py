@@ -155,7 +155,8 @@ class Place:
     def leftovers(self, names: Sequence[str]) -> list[str]:
         """Return what nobody will remove: temporary files, locks, checkpoints of finished runs."""
         checkpoints = [path for name in names for path in self.folder(name).path.rglob("*.pt")]
-        found = [*self.root.rglob(f"{TEMPORARY}*"), *self.root.rglob("*.lock"), *checkpoints]
+        locks = [path for path in self.root.rglob("*.lock") if path.parent != self.cache]  # the cache keeps its own
+        found = [*self.root.rglob(f"{TEMPORARY}*"), *locks, *checkpoints]
         return sorted(str(path.relative_to(self.root)) for path in found)
 
     def problems(

@@ -15,6 +15,7 @@ import torch
 
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.execution.driver import Order, carry_out
+from kdbench.execution.grouping import groups_of
 from kdbench.execution.jobs import Ended, Job, Settings
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.model import Cell
@@ -428,8 +429,9 @@ def _carried_out(lab: Any, specs: list[Any], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
     store = lab.root / "runs"
     workers = Workers(lambda job: run_cohort(job.run_ids, RunStore(store), lab.place))
-    settings = Settings(store, lab.place.teachers.root, lab.root, "cpu", 1)
-    return carry_out(Order(tuple(specs), "small", {"tiny": 10}, settings), workers), workers.codes
+    settings = Settings(store, lab.place.teachers.root, lab.root, ("cpu",), 1)
+    order = Order(tuple(specs), "small", {"tiny": 10}, settings, groups_of)
+    return carry_out(order, workers), workers.codes
 
 
 def test_the_driver_starts_the_fresh_process(

@@ -60,6 +60,7 @@ FAIR_BASELINE = {
     "step.checkpointing": False,
     "step.compile": False,
     "step.teacher_precision": None,
+    "step.teacher_cache": "exact",
     "step.safe_retry": False,
     "freezing.use_partial_freeze": False,
     "freezing.student_freeze_bn": False,
