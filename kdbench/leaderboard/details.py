@@ -47,9 +47,8 @@ def times(row: Row) -> Details:
     """Return each seed's seconds in training steps, and the means of their parts where these were metered."""
     each = _by_seed(row, lambda outcome: None if outcome.train_seconds is None else seconds(outcome.train_seconds))
     # Two digits: a large page has thousands of these.
-    parts = ", ".join(
-        f"{part} {spent:.0f}" if spent >= 10 else f"{part} {spent:.2g}" for part, spent in row.parts.items()
-    )
+    shown = {part: f"{spent:.0f}" if spent >= 10 else f"{spent:.2g}" for part, spent in row.parts.items()}
+    parts = ", ".join(f"{part} {spent}" for part, spent in shown.items())
     return replace(each, also=(f"mean: {parts}",) if parts else ())
 
 

@@ -146,7 +146,7 @@ def test_parts_of_the_time_are_shown_where_every_run_has_them() -> None:
     rows = build(cells, BASELINES).tables[0].rows
     # Seeds have 0 and 1 and 1 seconds of data, 1 and 1 and 1 of the teacher, and so on.
     assert rows[2].parts == pytest.approx(dict(zip(PARTS, (2 / 3, 1.0, 4 / 3, 5 / 3, 2.0), strict=True)))
-    assert times(rows[2]).also == ("mean: data 0.7, teacher 1.0, student 1.3, method 1.7, evaluation 2.0",)
+    assert times(rows[2]).also == ("mean: data 0.67, teacher 1, student 1.3, method 1.7, evaluation 2",)
     cells[first] = Cell(cells[first].spec, record.model_copy(update={"cost": Cost(**old)}))
     board = build(cells, BASELINES)
     assert times(board.tables[0].rows[2]).also == (), "one of its runs is from before"
