@@ -28,7 +28,7 @@ PLACES = (
     ("training", "kdbench.training.lane:Lane.step"),
 )
 ELSEWHERE = "planning and loading"
-SLOWER_FSYNC_S = 0.004  # tiny files are written faster than anybody can hit
+SLOWER_S = 0.004  # tiny files are written faster than anybody can hit
 PATIENCE_S = 300.0
 
 
@@ -47,6 +47,14 @@ def _target(path: str) -> tuple[Any, str] | None:
 KNOWN = tuple(name for name, path in PLACES if _target(path))
 
 
+def _slower(function: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(SLOWER_S)
+        return function(*arguments)
+
+    return slow
+
+
 class Whereabouts:
     """Memory shared with a child: where it is now, and how often it has been everywhere."""
 
@@ -58,13 +66,7 @@ class Whereabouts:
         for number, (_, path) in enumerate(PLACES):
             if found := _target(path):
                 self._mark(number, *found)
-        fsync = os.fsync
-
-        def slow(descriptor: int) -> None:
-            time.sleep(SLOWER_FSYNC_S)
-            fsync(descriptor)
-
-        os.fsync = slow
+        os.fsync, os.pwrite = _slower(os.fsync), _slower(os.pwrite)  # the second fills the cache
 
     def _mark(self, number: int, owner: Any, name: str) -> None:
         function = getattr(owner, name)

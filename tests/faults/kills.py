@@ -19,11 +19,11 @@ TEACHER = "teacher training"
 VISITS = {"training": 20, "evaluation": 3, "checkpointing": 2}  # how often a start comes there at least, if it is early
 
 
-def kills(shop: Workshop, count: int) -> Iterator[Row]:
-    """Kill makers of boards so often, and yield one row per place where that hit."""
+def kills(shop: Workshop, count: int, *, everywhere: bool) -> Iterator[Row]:
+    """Kill makers of boards so often, or until each place was hit, and yield one row per place where that was."""
     draws, hits = random.Random(0), Counter(dict.fromkeys((*KNOWN, ELSEWHERE), 0))
     rows = {name: Row(f"SIGKILL in {name}") for name in hits}
-    while sum(hits.values()) < count or min(hits[name] for name in KNOWN) == 0:
+    while sum(hits.values()) < count or (everywhere and min(hits[name] for name in KNOWN) == 0):
         place, here, torn = shop.place(), Counter[str](), ""
         while sum(here.values()) < KILLS_A_BOARD and (where := _kill(place, draws, hits + here, shop.seconds)):
             here[where] += 1

