@@ -50,7 +50,7 @@ def _place(result: dict[str, Any]) -> str:
     where = result["environment"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("kdbench", "python", "torch", "torchvision", "numpy"))
     machine = f"{where['machine']}, {_counted(where['threads'], 'thread')}"
-    return f"`make bench` on {machine}, {result['measured_on']}: {versions}."
+    return f"`{result['command']}` on {machine}, {result['measured_on']}: {versions}."
 
 
 def _sheet(sheet: dict[str, Any]) -> str:

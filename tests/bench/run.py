@@ -1,7 +1,8 @@
-"""All benchmarks, each in a process of its own: ``python tests/bench/run.py [NAME ...]``.
+"""All benchmarks, each in a process of its own: ``python tests/bench/run.py [--quick] [NAME ...]``.
 
-Prints their lines and what they come to; all of them together write build/bench/performance.json, from which report.py
-makes the README's tables. Goes on after a missed target and ends with 1 if there was one.
+Prints their lines and what they come to, and writes build/bench/performance.json, from which report.py makes the
+README's tables, with the command that made it. Goes on after a missed target and ends with 1 if there was one.
+``--quick`` takes two rounds where there would be more.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ BENCHMARKS = (
 )
 
 
-def run(name: str) -> tuple[int, dict[str, object] | None]:
+ROUNDED = ("sharing", "lanes", "warm_cache")  # those that take a number of rounds
+
+
+def run(name: str, *, quick: bool = False) -> tuple[int, dict[str, object] | None]:
     """Run one benchmark; return its exit status and its sheet, if it wrote one."""
+    words = ["--rounds", "2"] if quick and name in ROUNDED else []
     sheet = OUT / f"{name}.json"
     sheet.unlink(missing_ok=True)
     started = time.perf_counter()
     print(f"--- {name}", flush=True)
-    status = subprocess.run([sys.executable, str(HERE / f"{name}.py")], check=False).returncode
+    status = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *words], check=False).returncode
     print(f"--- {name}: {time.perf_counter() - started:.0f} s, exit status {status}", flush=True)
     return status, json.loads(sheet.read_text(encoding="utf-8")) if sheet.exists() else None
 
@@ -57,15 +62,16 @@ def merged(sheets: list[dict[str, object]]) -> dict[str, object]:
 
 
 def main() -> None:
-    names = tuple(sys.argv[1:]) or BENCHMARKS
+    quick = "--quick" in sys.argv
+    names = tuple(word for word in sys.argv[1:] if word != "--quick") or BENCHMARKS
     if unknown := [name for name in names if name not in BENCHMARKS]:
         sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
     OUT.mkdir(parents=True, exist_ok=True)
-    ended = {name: run(name) for name in names}
-    if names == BENCHMARKS:
-        result = merged([sheet for _, sheet in ended.values() if sheet is not None])
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(RESULT)
+    ended = {name: run(name, quick=quick) for name in names}
+    command = "make bench" if len(sys.argv) == 1 else " ".join(["python tests/bench/run.py", *sys.argv[1:]])
+    result = {"command": command, **merged([sheet for _, sheet in ended.values() if sheet is not None])}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(RESULT)
     failed = [name for name, (status, _) in ended.items() if status]
     print(f"{len(ended)} benchmarks: {'FAIL in ' + ', '.join(failed) if failed else 'pass'}")
     sys.exit(bool(failed))

@@ -34,6 +34,7 @@ def line(name: str, subject: str, measured: float, **more: Any) -> dict[str, Any
 def result(*lines: dict[str, Any]) -> dict[str, Any]:
     versions = dict.fromkeys(("kdbench", "python", "torch", "torchvision", "numpy"), "1.0")
     return {
+        "command": "make bench",
         "measured_on": "2025-01-01",
         "environment": {"machine": "box (2 cores)", "threads": 2, **versions},
         "sheets": [{"title": "Sharing", "about": "", "lines": list(lines)}],
