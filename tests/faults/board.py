@@ -145,7 +145,13 @@ class Place:
             for file in (WEIGHTS, PREDICTIONS):
                 found[f"{name}/{file}"] = (folder.path / file).read_bytes()
             record = json.loads((folder.path / "record.json").read_text(encoding="utf-8"))
-            for key in ("attempts", "started_at", "ended_at", "seal"):
+            for key in (
+                "attempts",
+                "started_at",
+                "ended_at",
+                "seal",
+                "plugins_loaded",
+            ):  # run-one loads no plugin of ours
                 record.pop(key, None)
             found[f"{name}/record"] = without(record, TIMES)
             lines = (folder.path / "epochs.jsonl").read_text(encoding="utf-8").splitlines()

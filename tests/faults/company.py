@@ -49,6 +49,7 @@ def _holder_killed(shop: Workshop, draws: random.Random) -> str:
     place.register()
     holder = place.start(place.run_one)
     holder.reach("training", draws.randint(2, 30))
+    holder.signal(signal.SIGSTOP)  # or it would be done before the second one gives up
     if (code := place.finish(place.run_one).code) != BUSY:
         return f"the second one ended with {code}"
     holder.signal(signal.SIGKILL)

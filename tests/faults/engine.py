@@ -32,7 +32,7 @@ class ForkExecutor:
 
     def submit(self, job: Job) -> None:
         """Start a worker."""
-        words = job.command(self.place.settings)[3:]
+        words = job.command(self.place.settings, "cpu")[3:]
         self._children.append((job, self.place.start(lambda: _work(words)), time.monotonic()))
 
     @property

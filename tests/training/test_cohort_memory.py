@@ -28,7 +28,7 @@ def bench() -> ModuleType:
 def test_estimates_are_near_and_lanes_share_what_they_need_in_passing(bench: ModuleType) -> None:
     one, eight = (bench.measured(str(lanes), PAIR) for lanes in (1, 8))
     for found in (one, eight):
-        assert 0.5 < found["estimated"] / found["bytes"] < 2.0, found
+        assert 0.4 < found["estimated"] / found["bytes"] < 2.0, found
     # Nothing shared would be eight times the memory.
     assert eight["bytes"] < 4 * one["bytes"]
     assert eight["estimated"] < 4 * one["estimated"]
