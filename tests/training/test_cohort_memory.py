@@ -14,9 +14,10 @@ PAIR = "res20_res8"
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure peaks")
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the benchmark, whose figures are looked at."""
+    monkeypatch.syspath_prepend(BENCH.parent)  # what the benchmarks share lies beside it
     spec = importlib.util.spec_from_file_location("bench_cohort_memory", BENCH)
     assert spec is not None
     assert spec.loader is not None
