@@ -177,19 +177,19 @@ class RunStore:
 
     def runs(self) -> list[tuple[RunFolder, RunSpec]]:
         """Return all planned runs, sorted by id."""
-        # No part of a run id begins with a dot: whatever does is a copy that is not complete.
-        found = (path for path in self.root.rglob(SPEC) if not _hidden(path.relative_to(self.root)))
-        paths = sorted(found, key=lambda path: path.parts)
-        return [(RunFolder(path.parent), parse_json(RunSpec, path)) for path in paths]
+        folders = []
+        for place, inner, files in os.walk(self.root):
+            # No part of a run id begins with a dot: whatever does is a copy that is not complete.
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            if SPEC in files:
+                folders.append(Path(place))
+        folders.sort(key=lambda folder: folder.parts)
+        return [(RunFolder(folder), parse_json(RunSpec, folder / SPEC)) for folder in folders]
 
 
 def _asked(spec: RunSpec) -> tuple[str, tuple[str, ...]]:
     """Return what must agree for a run not to be made again; its hash leaves out how teachers are named."""
     return spec.config_sha256, spec.teacher_names
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _conflict(folder: RunFolder, old: RunSpec, new: RunSpec) -> str:

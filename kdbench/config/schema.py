@@ -19,7 +19,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -67,8 +66,7 @@ class Section(BaseModel):
 
     def unsaid(self) -> set[str]:
         """Return the added keys that are at their defaults: what was written before there were any lacks them."""
-        added = ((key, field) for key, field in _fields(type(self)).items() if field is not None)
-        return {key for key, field in added if getattr(self, key) == field.get_default(call_default_factory=True)}
+        return {key for key, default in _added(type(self)).items() if getattr(self, key) == default}
 
     def hashed(self, exclude: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return what a hash of this value covers: all of it in JSON's types, but the added keys at their defaults.
@@ -79,7 +77,7 @@ class Section(BaseModel):
         left_out = exclude or {}
         skipped = self.unsaid() | {key for key, inner in left_out.items() if inner is True}
         nested: dict[str, Any] = {}
-        for key in _fields(type(self)):
+        for key in type(self).model_fields:
             value = getattr(self, key)
             if key in skipped:
                 continue
@@ -92,10 +90,10 @@ class Section(BaseModel):
 
 
 @cache
-def _fields(section: type[Section]) -> dict[str, FieldInfo | None]:
-    """Return the names of a section's fields; beside one that was added later, the field itself."""
+def _added(section: type[Section]) -> dict[str, Any]:
+    """Return the defaults of the keys that were added later; values are frozen, so that one serves for all."""
     fields = section.model_fields.items()
-    return {key: field if ADDED in field.metadata else None for key, field in fields}
+    return {key: field.get_default(call_default_factory=True) for key, field in fields if ADDED in field.metadata}
 
 
 class Loss(Section):

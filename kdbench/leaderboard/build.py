@@ -133,11 +133,10 @@ def _teachers(cells: Sequence[Cell]) -> tuple[TeacherUsed, ...]:
 
 def _environment(cells: Sequence[Cell]) -> dict[str, tuple[str, ...]]:
     """Return the distinct values of what equal bits depend on, over all runs that left a record."""
-    seen: dict[str, set[str]] = {
-        key: set() for key in ("machine", "device", "threads", "precision", "world_size", "torch", "python")
+    records = [cell.record for cell in cells if cell.record]
+    said: dict[str, set[object]] = {
+        key: {getattr(record.environment, key) for record in records}
+        for key in ("machine", "device", "threads", "precision", "world_size", "torch", "python", "commit")
     }
-    seen |= {"commit": set(), "kdbench": set()}
-    for record in (cell.record for cell in cells if cell.record):
-        for key, value in {**record.environment.model_dump(), "kdbench": record.kdbench_version}.items():
-            seen.get(key, set()).add(str(value))
-    return {key: tuple(sorted(values - {""})) for key, values in seen.items()}
+    said["kdbench"] = {record.kdbench_version for record in records}
+    return {key: tuple(sorted({str(value) for value in values} - {""})) for key, values in said.items()}

@@ -20,10 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
-from kdbench.training.environment import Machine
-
 OUT = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 
@@ -127,6 +123,11 @@ class Sheet:
 
 def environment() -> dict[str, object]:
     """Return where a benchmark runs, as records state it."""
+    # Not before it is over: what measures memory is not to hold a library that its subject does without.
+    import torch
+
+    from kdbench.training.environment import Machine
+
     machine = Machine(torch.device("cpu"), torch.get_num_threads())
     stated = machine.describe("").model_dump(mode="json", exclude={"precision", "world_size"})
     return {**stated, "torchvision": version("torchvision"), "numpy": version("numpy"), "kdbench": version("kdbench")}
