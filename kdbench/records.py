@@ -225,6 +225,7 @@ class Record(Grown):
     attempts: tuple[Attempt, ...] = Field(default_factory=tuple)
     # Every plugin that was loaded, whatever it brought: each ran with the rights of this process.
     plugins_loaded: Annotated[tuple[PluginRef, ...], ADDED] = ()
+    weights_sha256: Annotated[str, ADDED] = ""  # of the deployed weights' file; a flipped bit leaves a valid number
 
     @model_validator(mode="before")
     @classmethod

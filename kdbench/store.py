@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kdbench.collector import collector_at_rest
 from kdbench.epoch_table import epoch_table
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
@@ -175,6 +176,7 @@ class RunStore:
             if folder.spec() != spec:
                 folder.write_spec(spec)
 
+    @collector_at_rest()
     def runs(self) -> list[tuple[RunFolder, RunSpec]]:
         """Return all planned runs, sorted by id."""
         folders = []

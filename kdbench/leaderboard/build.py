@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from kdbench.collector import collector_at_rest
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.leaderboard.answers import Reader, answers_by_seed
 from kdbench.leaderboard.checks import anchor_problems, cell_problems, group_by, group_problems, row_problems
@@ -20,6 +21,7 @@ DIVISIONS: tuple[Division, ...] = ("closed", "open")
 Group = tuple[str, str, str]  # anchor label, dataset label, pair
 
 
+@collector_at_rest()
 def build(
     cells: Iterable[Cell],
     baselines: Sequence[str],

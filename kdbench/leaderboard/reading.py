@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kdbench.collector import collector_at_rest
 from kdbench.leaderboard.curves import read_curve
 from kdbench.leaderboard.model import Cell
 from kdbench.spec import RunSpec
 from kdbench.store import RunFolder
 
 
+@collector_at_rest()
 def read_cells(runs: Iterable[tuple[RunFolder, RunSpec]], *, curves: bool = False) -> list[Cell]:
     """Return one cell per planned run, changing nothing in the store.
 

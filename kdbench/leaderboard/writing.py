@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from kdbench.collector import collector_at_rest
 from kdbench.errors import ConfigError, nearest
 from kdbench.files import sweep_dead, write_atomic
 from kdbench.leaderboard.as_csv import to_csv
@@ -43,6 +44,7 @@ def file_name(kind: str) -> str:
     return f"{NAME}.{_ENDINGS.get(kind, kind)}"
 
 
+@collector_at_rest()
 def write(board: Leaderboard, out_dir: Path, formats: Sequence[str]) -> tuple[Path, ...]:
     """Write ``leaderboard.md`` and its like, one file per format, and return the paths; equal boards give equal bytes.
 

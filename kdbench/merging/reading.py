@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 
 from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard.checks import cell_problems
 from kdbench.leaderboard.model import Cell
 from kdbench.records import Record
 from kdbench.spec import RunSpec
-from kdbench.store import EPOCHS, LOCK, SPEC, WEIGHTS, RunFolder
+from kdbench.store import EPOCHS, LOCK, SPEC, RunFolder
 from kdbench.verification.epochs import read_epochs
 from kdbench.verification.predictions import recount
+from kdbench.verification.weights import weights_problem
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,6 @@ def _damages(folder: RunFolder, record: Record) -> list[str]:
             read_epochs(epochs)
         except (OSError, ValueError) as error:
             problems.append(f"{epochs}: {error}")
-    if (weights := folder.path / WEIGHTS).exists():
-        try:
-            with safe_open(os.fspath(weights), framework="numpy"):  # compares its size with what its header says
-                pass
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{weights}: not the weights of a run ({error})")
+    if problem := weights_problem(folder, record):
+        problems.append(problem)
     return problems

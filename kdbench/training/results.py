@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def finish(
     if status != "ok":
         reason = told(reason, attempts)
     record = _record(trained, machine, status, reason, (*attempts[:-1], closed), measured)
-    record = record.model_copy(update={"plugins_loaded": plugins})
+    weights_sha256 = hashlib.sha256(measured.weights).hexdigest() if measured else ""
+    record = record.model_copy(update={"plugins_loaded": plugins, "weights_sha256": weights_sha256})
     folder.write_record(record)
     if status != "infra_failed":  # a failed run may be tried again from where it was
         CheckpointFolder(folder.checkpoints).remove()

@@ -23,6 +23,7 @@ ENOUGH_SEEDS = 3
 COUNTED = ("student_forwards", "train_only_parameters", "deployed_parameters", "deployed_flops")
 _MEASURED = {"images_per_second", "seconds"}
 _AROUND = {"kdbench_version", "plugin", "plugins_loaded", "environment", "started_at", "ended_at", "attempts", "cost"}
+_COMPARED = {"weights_sha256"}  # with the weights themselves
 _EQUAL = "equal"
 
 
@@ -155,7 +156,7 @@ def _epochs(one: Path, other: Path) -> Check:
 
 
 def _records(path: Path, then: Record, now: Record) -> Check:
-    a, b = (record.model_dump(mode="json", exclude=_AROUND | {"dataset_ref"}) for record in (then, now))
+    a, b = (record.model_dump(mode="json", exclude=_AROUND | _COMPARED | {"dataset_ref"}) for record in (then, now))
     for tree, record in ((a, then), (b, now)):
         tree["dataset_ref.fingerprint"] = record.dataset_ref.fingerprint
         tree["cost"] = {key: getattr(record.cost, key) for key in COUNTED} if record.cost else None

@@ -14,6 +14,7 @@ from kdbench.training.runs import run_cohort
 from kdbench.training.teacher_names import artefact_names
 from kdbench.verification.repeated import compare
 from kdbench.verification.report import Check
+from kdbench.verification.weights import weights_problem
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def open_run(path: Path) -> Finished:
             f"{path}: record and spec are of two configurations (config_sha256 {record.config_sha256[:12]} and "
             f"{spec.config_sha256[:12]}); restore the file that was changed"
         )
+    if problem := weights_problem(folder, record):
+        raise ConfigError(problem)
     return Finished(folder, spec, record)
 
 

@@ -21,8 +21,9 @@ import numpy as np
 from report_lines import Sheet
 
 from kdbench.config.schema import Anchor, Data, Loss, Optimizer, Schedule, Step
-from kdbench.leaderboard import FORMATS, Cell, build, read_answers, read_cells
+from kdbench.leaderboard import FORMATS, Cell, build, read_answers, read_cells, write
 from kdbench.records import Accuracy, Cost, Environment, Record, TeacherUsed
+from kdbench.seal import sealed
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
 from kdbench.store import PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
@@ -112,7 +113,7 @@ def stored(cells: list[Cell], root: Path) -> None:
         if cell.record and cell.record.accuracy:
             right = chance.permutation(IMAGES) < round(cell.record.accuracy.last * IMAGES / 100)
             np.savez(folder.path / PREDICTIONS, correct=np.packbits(right), count=IMAGES)
-            (folder.path / RECORD).write_text(cell.record.model_dump_json(indent=2), encoding="utf-8")
+            (folder.path / RECORD).write_text(sealed(cell.record), encoding="utf-8")
         (folder.path / SPEC).write_text(cell.spec.model_dump_json(indent=2), encoding="utf-8")
 
 
@@ -132,8 +133,8 @@ def measure(sheet: Sheet, records: int) -> None:
         parts = {"read": spent(times)}
         board = build(cells, BASELINES, claims=(), answers=read_answers)
         parts["build"] = spent(times)
-        for name, write in FORMATS.items():
-            write(board)
+        for name in FORMATS:
+            write(board, Path(folder) / "board", [name])
             parts[name] = spent(times)
     subject = f"{len(cells):,} records"
     for name, seconds in parts.items():
@@ -147,8 +148,8 @@ def measure(sheet: Sheet, records: int) -> None:
 def main() -> None:
     sizes = [int(word) for word in sys.argv[1:]] or [1_000, 10_000]
     warm = build(made_up(1000), BASELINES, claims=())  # what is imported or kept is not measured
-    for write in FORMATS.values():
-        write(warm)
+    for to_text in FORMATS.values():
+        to_text(warm)
     about = (
         f"Boards of {METHODS} methods and {SEEDS} seeds with the answers to {IMAGES:,} test images, in every format."
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from commandline import Place, failure, kdbench, snapshot
 
+from kdbench.artefacts import sha256_of
 from kdbench.seal import unsealed
 
 CELLS = Path("proto-v3/digits-20pc/tiny")
@@ -88,9 +89,10 @@ def test_an_equal_result_is_taken_once_and_with_its_weights(halves: tuple[Path, 
 def test_another_result_of_the_same_run_is_refused(halves: tuple[Path, Path]) -> None:
     there = run_in(halves[1])
     shutil.copytree(run_in(halves[0]), there)
-    change(there / "record.json", lambda tree: tree.update(nll=0.125))
     nll = json.loads((run_in(halves[0]) / "record.json").read_text())["nll"]
-    (there / WEIGHTS).write_bytes((run_in(halves[0], "student") / WEIGHTS).read_bytes())
+    other = run_in(halves[0], "student") / WEIGHTS
+    shutil.copy(other, there / WEIGHTS)
+    change(there / "record.json", lambda tree: tree.update(nll=0.125, weights_sha256=sha256_of(other)))
     assert failure("merge", *halves, "--out", "all") == (
         f"{there}: has another result of run {CELLS}/dkd/seed0 than {run_in(halves[0])} (different: nll {nll} and "
         f"0.125; {WEIGHTS}); a seed counts once: find out which one to keep, and remove the other"
@@ -136,6 +138,18 @@ def test_damaged_runs_are_left_out_and_named(halves: tuple[Path, Path], name: st
     assert outcome.problems[0].endswith("; damaged, left out: copy it again from where it was made")
     assert not run_in(Path("all")).exists()
     assert run_in(Path("all"), seed=1).exists()
+
+
+def test_a_flipped_bit_in_the_weights_is_found(halves: tuple[Path, Path]) -> None:
+    """The file is as long as its header says, and every number in it is a number."""
+    path = run_in(halves[0]) / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    outcome = kdbench("merge", *halves, "--out", "all")
+    assert outcome.code == 2
+    assert f"{path}: damaged: its sha256 is " in outcome.problems[0]
+    assert not run_in(Path("all")).exists()
 
 
 def test_a_record_that_is_not_its_specs(halves: tuple[Path, Path]) -> None:

@@ -77,6 +77,7 @@ def test_other_weights_and_predictions(place: Place) -> None:
     state = load_file(folder / "student.safetensors")
     state[min(state)].view(-1)[0] += 0.25
     save_file(state, folder / "student.safetensors")
+    change(folder / "record.json", lambda tree: tree.pop("weights_sha256"))  # as in records of older versions
     with np.load(folder / "predictions.npz") as stored:
         arrays = dict(stored)
     arrays["predicted"][:3] = (arrays["predicted"][:3] + 1) % 10
@@ -90,6 +91,15 @@ def test_other_weights_and_predictions(place: Place) -> None:
     assert "weights: student.safetensors differs: 1 problem\n" in outcome.out
     (said,) = [line for line in outcome.out.splitlines() if line.startswith("accuracy: ")]
     assert said.endswith("0.00 points apart; with 2 seeds there it cannot be said whether that is seed noise: ok")
+
+
+def test_changed_weights_are_named_before_anything_is_trained(place: Place) -> None:
+    path = place.folder("dkd") / "student.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    message = failure("verify", place.folder("dkd"), "--rerun", "--teachers", place.teachers)
+    assert message.startswith(f"{path}: damaged: its sha256 is ")
 
 
 @pytest.mark.usefixtures("remade")
