@@ -12,7 +12,16 @@ from kdbench.execution.grouping import Cohort
 from kdbench.training.forecast import Duration, Forecast
 from kdbench.training.runtime import together
 
-WORKER = "import kdbench.registry, kdbench.training.runs"  # most of what a worker does before its job
+# What a worker does before its job: it loads kdbench and the plugins, and an optimizer's first step loads half of torch.
+WORKER = """
+import torch
+import kdbench.training.runs
+from kdbench.registry import load
+load()
+weight = torch.nn.Parameter(torch.zeros(1))
+weight.sum().backward()
+torch.optim.SGD([weight], lr=0.1).step()
+"""
 
 
 def start_seconds() -> float:
