@@ -12,7 +12,7 @@ from kdbench.execution.grouping import Cohort
 from kdbench.training.forecast import Duration, Forecast
 from kdbench.training.runtime import together
 
-# What a worker does before its job: it loads kdbench and the plugins, and an optimizer's first step loads half of torch.
+# What a worker does before its job: it loads plugins, and an optimizer's first step half of torch.
 WORKER = """
 import torch
 import kdbench.training.runs

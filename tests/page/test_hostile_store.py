@@ -80,7 +80,7 @@ def test_markdown_and_latex_keep_their_tables(board: tuple[Path, str]) -> None:
     folder, _ = board
     markdown = (folder / "leaderboard.md").read_text(encoding="utf-8")
     latex = (folder / "leaderboard.tex").read_text(encoding="utf-8")
-    assert "<img" not in markdown
+    assert not re.search(r"(?<!\\)<img", markdown)
     assert r"\input" not in latex
     for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
