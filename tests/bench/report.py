@@ -49,17 +49,12 @@ def _wrapped(text: str) -> str:
 def _place(result: dict[str, Any]) -> str:
     where = result["environment"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("kdbench", "python", "torch", "torchvision", "numpy"))
-    machine = f"{where['machine']}, {_counted(where['threads'], 'thread')}"
-    return f"`{result['command']}` on {machine}, {result['measured_on']}: {versions}."
+    return f"`make bench` on {where['machine']}, {' and '.join(result['measured_on'])}: {versions}."
 
 
 def _sheet(sheet: dict[str, Any]) -> str:
     heading = f"**{sheet['title']}.** {sheet['about']}".rstrip()
     return f"{_wrapped(heading)}\n\n{_table(sheet['lines'])}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _table(lines: Sequence[Line]) -> str:

@@ -115,6 +115,7 @@ class Sheet:
             "name": self.name,
             "title": self.title,
             "about": self.about,
+            "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.perf_counter() - self._started, 1),
             "environment": environment(),
             "lines": [{**asdict(line), "passed": line.passed} for line in self.lines],

@@ -1,8 +1,9 @@
 """All benchmarks, each in a process of its own: ``python tests/bench/run.py [--quick] [NAME ...]``.
 
 Prints their lines and what they come to, and writes build/bench/performance.json, from which report.py makes the
-README's tables, with the command that made it. Goes on after a missed target and ends with 1 if there was one.
-``--quick`` takes two rounds where there would be more.
+README's tables. It holds the last sheet of every benchmark that was run in this place, so that one may be run again
+alone. Goes on after a missed target and ends with 1 if there was one. ``--quick`` takes two rounds where there would be
+more; the tables say how many there were.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "build" / "bench"
@@ -36,29 +39,42 @@ BENCHMARKS = (
 ROUNDED = ("sharing", "lanes", "warm_cache")  # those that take a number of rounds
 
 
-def run(name: str, *, quick: bool = False) -> tuple[int, dict[str, object] | None]:
-    """Run one benchmark; return its exit status and its sheet, if it wrote one."""
+VARYING = ("commit", "threads")  # of a sheet's environment; the others must be the same for all
+
+
+def run(name: str, *, quick: bool = False) -> int:
+    """Run one benchmark and return its exit status."""
     words = ["--rounds", "2"] if quick and name in ROUNDED else []
-    sheet = OUT / f"{name}.json"
-    sheet.unlink(missing_ok=True)
     started = time.perf_counter()
     print(f"--- {name}", flush=True)
+    (OUT / f"{name}.json").unlink(missing_ok=True)
     status = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *words], check=False).returncode
     print(f"--- {name}: {time.perf_counter() - started:.0f} s, exit status {status}", flush=True)
-    return status, json.loads(sheet.read_text(encoding="utf-8")) if sheet.exists() else None
+    return status
 
 
-def merged(sheets: list[dict[str, object]]) -> dict[str, object]:
+def sheets() -> list[dict[str, Any]]:
+    """Return the sheets of all benchmarks that were run, in the order of the tables."""
+    paths = [OUT / f"{name}.json" for name in BENCHMARKS]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+def merged(sheets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the content of the JSON of all: where they ran, once, and each one's lines.
 
-    Raises:
-        ValueError: If they did not run in the same place.
+    Args:
+        sheets: Those that there are; one that ran elsewhere than the last one that was made is left out.
     """
-    places = [sheet.pop("environment") for sheet in sheets]
-    if any(place != places[0] for place in places):
-        raise ValueError(f"the benchmarks ran in different environments: {places}")
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    return {"measured_on": day, "environment": places[0] if places else {}, "sheets": sheets}
+    if not sheets:
+        return {"measured_on": [], "environment": {}, "sheets": []}
+    place = _place(max(sheets, key=lambda sheet: str(sheet["measured_at"])))
+    kept = [sheet for sheet in sheets if _place(sheet) == place]
+    days = sorted({str(sheet["measured_at"])[:10] for sheet in kept})
+    return {"measured_on": days, "environment": place, "sheets": kept}
+
+
+def _place(sheet: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sheet["environment"].items() if key not in VARYING}
 
 
 def main() -> None:
@@ -68,11 +84,9 @@ def main() -> None:
         sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
     OUT.mkdir(parents=True, exist_ok=True)
     ended = {name: run(name, quick=quick) for name in names}
-    command = "make bench" if len(sys.argv) == 1 else " ".join(["python tests/bench/run.py", *sys.argv[1:]])
-    result = {"command": command, **merged([sheet for _, sheet in ended.values() if sheet is not None])}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps(merged(sheets()), indent=1) + "\n", encoding="utf-8")
     print(RESULT)
-    failed = [name for name, (status, _) in ended.items() if status]
+    failed = [name for name, status in ended.items() if status]
     print(f"{len(ended)} benchmarks: {'FAIL in ' + ', '.join(failed) if failed else 'pass'}")
     sys.exit(bool(failed))
 
