@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +17,11 @@ from kdbench.archives import UNREADABLE
 from kdbench.config.schema import Section
 from kdbench.errors import ConfigError, KdbenchError, unknown
 from kdbench.evaluation import read_predicted
-from kdbench.files import set_aside
+from kdbench.files import set_aside, write_atomic
+from kdbench.mirror import Mirror, lasting_mirror
+from kdbench.places import Url, Where
 from kdbench.records import Corrupt, parse_json
+from kdbench.seal import sealed
 from kdbench.spec import DatasetRef
 
 WEIGHTS, MANIFEST, PREDICTIONS = "weights.safetensors", "teacher.json", "predictions.npz"
@@ -61,26 +65,61 @@ class TeacherManifest(Section):
 
 
 class TeacherStore:
-    """Artefacts under ``root/<dataset>/<name>/``.
+    """Artefacts under ``<dataset>/<name>/`` of a folder, or of a URL: then they are copied to this machine once.
 
     Args:
-        root: Folder of the store; it need not exist.
+        where: The folder, which need not exist, or the URL.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, where: Where) -> None:
+        self.where = where
+        self.mirror: Mirror | None = None
+        if isinstance(where, Url):
+            self.mirror = lasting_mirror(where)
+            self.root = self.mirror.root
+        else:
+            self.root = where
 
     def folder(self, dataset: DatasetRef, name: str) -> Path:
-        """Return where an artefact lives or would live."""
+        """Return where an artefact lives or would live on this machine."""
         return self.root / dataset.label / name
 
     def exists(self, dataset: DatasetRef, name: str) -> bool:
         """Return whether a finished artefact is there."""
-        return (self.folder(dataset, name) / MANIFEST).is_file()
+        return self._brought(self.folder(dataset, name) / MANIFEST).is_file()
 
     def all(self) -> list[TeacherManifest]:
         """Return the manifests of all artefacts, by dataset and name."""
+        if self.mirror:
+            names = self.mirror.refresh(lambda name: name.endswith(f"/{MANIFEST}") and name.count("/") == 2)
+            return [parse_json(TeacherManifest, self.root / name) for name in names]
         return [parse_json(TeacherManifest, path) for path in sorted(self.root.glob(f"*/*/{MANIFEST}"))]
+
+    def write(self, manifest: TeacherManifest, files: Mapping[str, bytes]) -> None:
+        """Write an artefact, the manifest last.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        folder = self.folder(manifest.dataset, manifest.name)
+        for name, data in {**files, MANIFEST: sealed(manifest).encode()}.items():
+            write_atomic(folder / name, data)
+            self._send(folder / name)
+
+    def _brought(self, path: Path) -> Path:
+        """Return a file as it is at the URL now, if the store is at one."""
+        if self.mirror:
+            self.mirror.pull(self.mirror.place_of(path))
+        return path
+
+    def _send(self, path: Path) -> None:
+        if self.mirror:
+            self.mirror.push_file(self.mirror.place_of(path))
+
+    def _weights(self, manifest: TeacherManifest) -> Path:
+        """Return the weights' file; one that is on this machine and has the right hash is not copied again."""
+        path = self.folder(manifest.dataset, manifest.name) / WEIGHTS
+        return path if path.is_file() and sha256_of(path) == manifest.sha256 else self._brought(path)
 
     def manifest(self, dataset: DatasetRef, name: str) -> TeacherManifest:
         """Return one manifest.
@@ -88,11 +127,11 @@ class TeacherStore:
         Raises:
             ConfigError: If there is no such artefact; it names the nearest one and how to make it.
         """
-        path = self.folder(dataset, name) / MANIFEST
+        path = self._brought(self.folder(dataset, name) / MANIFEST)
         if not path.is_file():
             known = [found.name for found in self.all() if found.dataset.label == dataset.label]
             raise ConfigError(
-                f"teacher '{name}' for dataset '{dataset.label}': not in {self.root}. "
+                f"teacher '{name}' for dataset '{dataset.label}': not in {self.where}. "
                 + unknown("teacher", name, known)
                 + "; make it with kdbench teacher train, or bring it with kdbench teacher import"
             )
@@ -114,7 +153,7 @@ class TeacherStore:
         found = (manifest.origin, manifest.recipe_sha256, manifest.dataset.fingerprint)
         if found != ("trained", recipe_sha256, dataset.fingerprint):
             raise ConfigError(
-                f"teacher '{name}' in {self.root}: was made by another recipe ({manifest.origin}, recipe "
+                f"teacher '{name}' in {self.where}: was made by another recipe ({manifest.origin}, recipe "
                 f"{manifest.recipe_sha256[:12]}, dataset {manifest.dataset.fingerprint[:12]}; needed: trained, "
                 f"{recipe_sha256[:12]}, {dataset.fingerprint[:12]}); raise the anchor's version, choose another "
                 "--teachers folder, or ask for a teacher by --teacher NAME"
@@ -134,14 +173,19 @@ class TeacherStore:
         if not self.exists(dataset, name) or self._sound(folder):
             return ()
         found = [path for path in map(folder.joinpath, (MANIFEST, WEIGHTS, PREDICTIONS)) if path.exists()]
-        return tuple(set_aside(path) for path in found)
+        return tuple(self._set_aside(path) for path in found)
 
-    @staticmethod
-    def _sound(folder: Path) -> bool:
+    def _set_aside(self, path: Path) -> Path:
+        aside = set_aside(path)
+        self._send(aside)
+        self._send(path)
+        return aside
+
+    def _sound(self, folder: Path) -> bool:
         try:
             manifest = parse_json(TeacherManifest, folder / MANIFEST)
-            with zipfile.ZipFile(folder / PREDICTIONS) as archive:
-                return sha256_of(folder / WEIGHTS) == manifest.sha256 and archive.testzip() is None
+            with zipfile.ZipFile(self._brought(folder / PREDICTIONS)) as archive:
+                return sha256_of(self._weights(manifest)) == manifest.sha256 and archive.testzip() is None
         except (Corrupt, FileNotFoundError, *UNREADABLE):
             return False
 
@@ -151,7 +195,7 @@ class TeacherStore:
         Raises:
             KdbenchError: If the file is missing, its bytes are not the ones the manifest names, or they are no weights.
         """
-        path = self.folder(manifest.dataset, manifest.name) / WEIGHTS
+        path = self._weights(manifest)
         check_sha256(path, manifest.sha256, _AGAIN)
         try:
             return load_file(path)
@@ -164,7 +208,7 @@ class TeacherStore:
         Raises:
             KdbenchError: If the file is missing or damaged, or of another number of images than the manifest says.
         """
-        path = self.folder(manifest.dataset, manifest.name) / PREDICTIONS
+        path = self._brought(self.folder(manifest.dataset, manifest.name) / PREDICTIONS)
         predicted = read_predicted(path)
         if len(predicted) != manifest.test_images:
             raise KdbenchError(

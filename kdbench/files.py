@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdbench.errors import StoreError
@@ -13,25 +14,71 @@ from kdbench.errors import StoreError
 TEMPORARY = ".tmp-"
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(
+    path: Path, data: bytes | str, *, durable: bool = True, ready: Callable[[], object] = lambda: None
+) -> None:
     """Replace ``path`` by ``data``: a temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Args:
+        path: The file.
+        data: Its new content.
+        durable: Whether it must outlast a loss of power; what is kept elsewhere, too, need not, and is not synced.
+        ready: Called when all is done but the rename; nothing is changed if it raises.
 
     Raises:
         StoreError: If it cannot be written (full disk, read-only); the old file is untouched.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     payload = data.encode() if isinstance(data, str) else data
-    with cannot_write(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with cannot_write(path), _beside(path, payload, durable=durable) as temporary:
+        ready()
+        temporary.replace(path)
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Make ``path`` with ``data`` unless it exists; of several processes that try at once, one succeeds.
+
+    Returns:
+        Whether it was made; nothing is changed if not.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    with cannot_write(path), _beside(path, data, durable=True) as temporary:
         try:
-            with temporary.open("wb") as file:
-                file.write(payload)
-                file.flush()
+            os.link(temporary, path)  # whole at once, and refused where there is something: on NFS, too
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: there, a kill in between may leave half of it
+            return _created(path, data)
+        return True
+
+
+def _created(path: Path, data: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _beside(path: Path, data: bytes, *, durable: bool) -> Iterator[Path]:
+    """Write a temporary file in the same folder, to be given its name; it is gone afterwards, and the folder synced."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
         _sync_folder(path.parent)
 
 
@@ -66,11 +113,12 @@ def sweep_dead(folder: Path) -> None:
     """Remove what killed writers left in a folder that has no lock: files of processes that are not there any more."""
     for path in folder.glob(f"{TEMPORARY}*"):
         writer = path.name.removeprefix(TEMPORARY).partition("-")[0]
-        if writer.isdecimal() and not _alive(int(writer)):
+        if writer.isdecimal() and not process_is_alive(int(writer)):
             path.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
+def process_is_alive(process: int) -> bool:
+    """Return whether a process of this machine is there; one of somebody else counts."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -242,11 +242,22 @@ class Record(Grown):
         found.update(nll=self.nll, ece=self.ece, agreement_with_teacher=self.agreement_with_teacher)
         return {name: float(value) for name, value in found.items() if value is not None}
 
+    def findings(self) -> dict[str, object]:
+        """Return in what equal runs agree: status, teachers and results, but not when, where and how fast."""
+        numbers = {name: value for name, value in sorted(self.numbers().items()) if not name.startswith("cost.")}
+        return {"status": self.status, "teachers (sha256)": [t.sha256[:12] for t in self.teachers], **numbers}
+
     @property
     def safe_mode(self) -> bool:
         """Whether the result is that of the safe retry."""
         finished = self.status in {"ok", "diverged"}
         return finished and bool(self.attempts and self.attempts[-1].settings)
+
+
+def disagreements(one: Record, other: Record) -> list[str]:
+    """Return in words in which findings two records of one run differ; empty = both found the same."""
+    a, b = one.findings(), other.findings()
+    return [f"{name} {a.get(name)} and {b.get(name)}" for name in {**a, **b} if a.get(name) != b.get(name)]
 
 
 def parse_json(model: type[M], path: Path) -> M:
@@ -256,21 +267,34 @@ def parse_json(model: type[M], path: Path) -> M:
         Corrupt: If it is truncated, changed or foreign.
         StoreError: If it cannot be read, or is of a newer schema.
     """
-    kind = model.__name__.lower()
     try:
-        tree = json.loads(path.read_bytes())
-        version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
-        if isinstance(version, int) and version > 1:
-            raise StoreError(f"{path}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")
-        said, fits = unsealed(tree) if isinstance(tree, dict) else (tree, True)
-        if not fits:
-            raise Corrupt(f"{path}: damaged: its content does not fit its seal; bring back the file as it was written")
-        return model.model_validate(said)
+        data = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_bytes(model, data, str(path))
+
+
+def parse_bytes(model: type[M], data: bytes, where: str) -> M:
+    """Return what a file says as a ``model``; raises like :func:`parse_json`.
+
+    Args:
+        model: What it should be.
+        data: The whole file.
+        where: How messages name it.
+    """
+    kind = model.__name__.lower()
+    try:
+        tree = json.loads(data)
+        version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
+        if isinstance(version, int) and version > 1:
+            raise StoreError(f"{where}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")
+        said, fits = unsealed(tree) if isinstance(tree, dict) else (tree, True)
+        if not fits:
+            raise Corrupt(f"{where}: damaged: its content does not fit its seal; bring back the file as it was written")
+        return model.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise Corrupt(f"{path}: not a {kind} of kdbench: {key}: {first['msg']}") from error
+        raise Corrupt(f"{where}: not a {kind} of kdbench: {key}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise Corrupt(f"{path}: not JSON (half-written or foreign): {error}") from error
+        raise Corrupt(f"{where}: not JSON (half-written or foreign): {error}") from error

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from kdbench.collector import collector_at_rest
 from kdbench.epoch_table import epoch_table
-from kdbench.errors import ConfigError, StoreError
-from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
-from kdbench.records import Corrupt, EpochReport, Record, parse_json
+from kdbench.errors import ConfigError
+from kdbench.files import cannot_write
+from kdbench.mirror import Mirror, own_mirror
+from kdbench.places import Url, Where
+from kdbench.records import Corrupt, EpochReport, Record, disagreements, parse_json
 from kdbench.seal import sealed
+from kdbench.shared_folder import LOCK as LOCK  # noqa: PLC0414 (part of what the store is known for)
+from kdbench.shared_folder import RunBusy as RunBusy  # noqa: PLC0414 (likewise)
+from kdbench.shared_folder import SharedFolder
 from kdbench.spec import RunSpec
 
 SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
-WEIGHTS, PREDICTIONS, CHECKPOINTS, LOCK = "student.safetensors", "predictions.npz", "checkpoint", "run.lock"
-LOOK_SECONDS = 0.5  # somebody who only looks whether a lock is held has it no longer than that
+WEIGHTS, PREDICTIONS, CHECKPOINTS = "student.safetensors", "predictions.npz", "checkpoint"
+CONFLICT = "record.conflict-"  # how the names of results begin that contradict the record
+_log = logging.getLogger(__name__)
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _RUN_ID = re.compile(rf"({_PART}/){{3}}{_PART}(@{_PART})?/seed[0-9]+")
 
 
-class RunBusy(StoreError):
-    """Another process is writing this run."""
-
-    exit_code = 75
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The files of one run.
-
-    Args:
-        path: Its folder.
-    """
-
-    path: Path
+class RunFolder(SharedFolder):
+    """The files of one run."""
 
     @property
     def checkpoints(self) -> Path:
@@ -49,6 +41,7 @@ class RunFolder:
 
     def spec(self) -> RunSpec:
         """Return the stored spec."""
+        self.pull(SPEC)
         return parse_json(RunSpec, self.path / SPEC)
 
     def record(self) -> Record | None:
@@ -57,84 +50,80 @@ class RunFolder:
         Raises:
             StoreError: If it cannot be read, or a newer kdbench wrote it: then it is somebody's result.
         """
-        path = self.path / RECORD
-        if not path.exists():
+        if not self.has(RECORD):
             return None
         try:
-            return parse_json(Record, path)
+            return parse_json(Record, self.path / RECORD)
         except Corrupt:
-            set_aside(path)
+            self.set_aside(RECORD)
             return None
 
     def peek(self) -> Record | None:
         """Return the stored record or None, changing nothing; raises StoreError if it cannot be read."""
-        path = self.path / RECORD
-        return parse_json(Record, path) if path.exists() else None
+        return parse_json(Record, self.path / RECORD) if self.has(RECORD) else None
 
     def write_spec(self, spec: RunSpec) -> None:
         """Write the spec."""
-        write_atomic(self.path / SPEC, spec.model_dump_json(indent=2) + "\n")
+        self.write(SPEC, spec.model_dump_json(indent=2) + "\n")
+        self.push()
 
-    def write_record(self, record: Record) -> None:
-        """Write the record."""
-        write_atomic(self.path / RECORD, sealed(record))
+    def write_record(self, record: Record, files: Mapping[str, bytes | str] | None = None) -> Record:
+        """Write the result of the run, unless it has one.
+
+        Equal runs end equally, so a second result that says something else means that one of the two is wrong. It is
+        kept beside the first one, as ``record.conflict-*.json``, and the board says so.
+
+        Args:
+            record: The result.
+            files: What belongs to it, by name; written before it.
+
+        Returns:
+            The record that stands.
+
+        Raises:
+            LeaseLost: If another process has taken the run over.
+            StoreError: If it cannot be written.
+        """
+        self.confirm()
+        data = sealed(record).encode()
+        while (there := self.record()) is None:
+            for name, content in (files or {}).items():
+                self.write(name, content)
+            self.push()
+            if self.shelf.create(RECORD, data):
+                self.pull(RECORD)
+                self.uncancel()
+                return record
+        if differ := disagreements(there, record):
+            aside = f"{CONFLICT}{hashlib.sha256(data).hexdigest()[:8]}.json"
+            self.shelf.create(aside, data)
+            _log.warning("%s: has a result already; another one is in %s (%s)", self.path, aside, "; ".join(differ))
+        return there
+
+    def conflicts(self) -> list[Path]:
+        """Return the records that contradict the one that stands."""
+        return sorted(self.path.glob(f"{CONFLICT}*.json"))
 
     def write_epochs(self, reports: Iterable[EpochReport]) -> None:
         """Write the epoch reports, one JSON object a line, and as a table with one line per value."""
-        known = list(reports)
-        write_atomic(self.path / EPOCHS, "".join(report.model_dump_json() + "\n" for report in known))
-        write_atomic(self.path / EPOCH_TABLE, epoch_table(known))
-
-    def held(self) -> bool:
-        """Return whether a process holds the folder's lock; a file without a holder is what a killed one left."""
-        if not (self.path / LOCK).exists():
-            return False
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        (self.path / LOCK).unlink(missing_ok=True)
-        lock.release()
-        return False
-
-    def tidy(self) -> None:
-        """Remove what a writer left that was killed when this run was finished and others beside it were not."""
-        if (self.path / LOCK).exists() and not self.held():
-            with suppress(RunBusy), self.claimed():
-                pass
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the folder's lock.
-
-        Raises:
-            RunBusy: If another process holds it.
-        """
-        with cannot_write(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, poll_interval=0.05)
-            try:
-                lock.acquire(timeout=LOOK_SECONDS)
-            except Timeout as error:
-                raise RunBusy(f"{self.path}: another process is training this run; wait for it or stop it") from error
-        try:
-            sweep_temporary(self.path)
-            yield
-        finally:
-            (self.path / LOCK).unlink(missing_ok=True)
-            lock.release()
+        for name, content in epoch_files(reports).items():
+            self.write(name, content)
 
 
 class RunStore:
-    """Runs under a root folder.
+    """Runs under a root folder, or at a URL.
 
     Args:
-        root: Folder; created when the first run is planned.
+        where: Which one; a folder is created when the first run is planned.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, where: Where) -> None:
+        self.mirror: Mirror | None = None
+        if isinstance(where, Url):
+            self.mirror = own_mirror(where)
+            self.root = self.mirror.root
+        else:
+            self.root = where
 
     def folder(self, run_id: str) -> RunFolder:
         """Return the folder of a run.
@@ -143,12 +132,24 @@ class RunStore:
             ConfigError: If it is no run id, or a link leads out of the store.
         """
         path = self.root / run_id
-        if not _RUN_ID.fullmatch(run_id) or not path.resolve().is_relative_to(self.root.resolve()):
+        if not _RUN_ID.fullmatch(run_id) or not path.resolve().is_relative_to(self._real_root):
             raise ConfigError(f"run '{run_id}': not a run id (anchor/dataset/pair/method[@variant]/seedK)")
-        return RunFolder(path)
+        return RunFolder(path, self.mirror)
+
+    def at(self, place: str) -> RunFolder:
+        """Return a folder of the store by its path below it, with ``/``."""
+        return RunFolder(self.root / place, self.mirror)
+
+    @cached_property
+    def _real_root(self) -> Path:
+        return self.root.resolve()  # asked for with every folder of a run
 
     def check_writable(self) -> None:
         """Raise StoreError unless files can be made in the store."""
+        if self.mirror:
+            self.mirror.shelf.write(f".probe-{os.getpid()}", b"")
+            self.mirror.shelf.remove(f".probe-{os.getpid()}")
+            return
         with cannot_write(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -163,10 +164,11 @@ class RunStore:
         """
         planned = [(spec, self.folder(spec.run_id)) for spec in specs]
         for spec, folder in planned:
-            if (folder.path / SPEC).exists() and _asked(old := folder.spec()) != _asked(spec):
+            # Hashes are asked for only where something differs.
+            if folder.has(SPEC) and (old := folder.spec()) != spec and _asked(old) != _asked(spec):
                 raise ConfigError(_conflict(folder, old, spec))
         for spec, folder in planned:
-            if not (folder.path / SPEC).exists():
+            if not folder.has(SPEC):
                 folder.write_spec(spec)
 
     def renew(self, specs: Iterable[RunSpec]) -> None:
@@ -178,7 +180,9 @@ class RunStore:
 
     @collector_at_rest()
     def runs(self) -> list[tuple[RunFolder, RunSpec]]:
-        """Return all planned runs, sorted by id."""
+        """Return all planned runs to be read, sorted by id; of what lies at a URL copies, without weights."""
+        if self.mirror:
+            self.mirror.refresh(_is_read)
         folders = []
         for place, inner, files in os.walk(self.root):
             # No part of a run id begins with a dot: whatever does is a copy that is not complete.
@@ -189,14 +193,26 @@ class RunStore:
         return [(RunFolder(folder), parse_json(RunSpec, folder / SPEC)) for folder in folders]
 
 
+def epoch_files(reports: Iterable[EpochReport]) -> dict[str, str]:
+    """Return the files that tell of the epochs of a run, by name."""
+    known = list(reports)
+    lines = "".join(report.model_dump_json() + "\n" for report in known)
+    return {EPOCHS: lines, EPOCH_TABLE: epoch_table(known)}
+
+
 def _asked(spec: RunSpec) -> tuple[str, tuple[str, ...]]:
     """Return what must agree for a run not to be made again; its hash leaves out how teachers are named."""
     return spec.config_sha256, spec.teacher_names
 
 
+def _is_read(name: str) -> bool:
+    *folders, file = name.split("/")
+    return CHECKPOINTS not in folders and file != WEIGHTS
+
+
 def _conflict(folder: RunFolder, old: RunSpec, new: RunSpec) -> str:
     detail = changes(old, new)
-    return f"{folder.path}: holds a run of another configuration ({detail}); choose another --out"
+    return f"{folder.shelf.label}: holds a run of another configuration ({detail}); choose another --out"
 
 
 def changes(old: RunSpec, new: RunSpec, now: str = "now") -> str:

@@ -101,7 +101,7 @@ def _last_values(folder: RunFolder, names: Sequence[str]) -> dict[str, float]:
     """Return the last number of each metric over the epochs of a run."""
     found: dict[str, float] = {}
     path = folder.path / EPOCHS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if folder.has(EPOCHS) else ():
         metrics = EpochReport.model_validate_json(line).metrics
         found |= {name: float(value) for name in names if isinstance(value := metrics.get(name), int | float)}
     return found

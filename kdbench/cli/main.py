@@ -17,6 +17,8 @@ _COMMANDS = {
     "show": ("show", "Show one of them: options, defaults, sources, locked keys."),
     "ablate": ("ablate", "Run the ladder of a method: what each part of it adds, one factor at a time."),
     "teacher": ("teacher", "Train, import, verify or list teachers, or keep what they say."),
+    "status": ("status", "Show what is done, running and waiting in a store, and how much time is left."),
+    "cancel": ("cancel", "Ask runs to save and stop, on whatever machine they are."),
     "leaderboard": ("leaderboard", "Write tables from the records of runs."),
     "compare": ("compare", "Compare two methods by their runs: difference, tests, and the seeds it takes to decide."),
     "verify": ("verify", "Check a published board against the records it comes with."),

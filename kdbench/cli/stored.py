@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdbench.places import Where
+
 if TYPE_CHECKING:
     from kdbench.spec import RunSpec
     from kdbench.store import RunFolder
 
 
-def stored_runs(folders: Sequence[Path]) -> list[tuple[RunFolder, RunSpec]]:
-    """Return all planned runs under the folders, or under ``runs`` if there are none.
+def stored_runs(folders: Sequence[Where]) -> list[tuple[RunFolder, RunSpec]]:
+    """Return all planned runs under the folders or URLs, or under ``runs`` if there are none.
 
     Raises:
         ConfigError: If a folder holds no run.

@@ -96,8 +96,20 @@ def group_problems(where: str, cells: Sequence[Cell]) -> list[str]:
             ],
             "all distilled methods need the same teacher: run one group again with the other's, or leave it out",
         ),
+        _devices_problem(where, cells),
     ]
     return [problem for problem in found if problem]
+
+
+def _devices_problem(where: str, cells: Sequence[Cell]) -> str | None:
+    """Return why runs cannot be compared in which BatchNorm had to do with another share of the batch."""
+    local = [cell for cell in cells if cell.spec.anchor.step.batch_norm == "local"]
+    return _two(
+        where,
+        "numbers of devices per run under step.batch_norm local",
+        [(cell, str(cell.record.environment.world_size)) for cell in local if cell.record],
+        "their BatchNorms saw batches of other sizes: run one group again on as many devices, or leave it out",
+    )
 
 
 def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:

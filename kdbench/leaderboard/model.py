@@ -43,12 +43,14 @@ class Cell:
         record: What came of it; None = not finished.
         path: Where it was read, for messages.
         curve: Test accuracy over the student's epochs, for plots; empty where nobody asked for it.
+        conflicts: Names of the files with other results of the run, which contradict the record.
     """
 
     spec: RunSpec
     record: Record | None = None
     path: str = ""
     curve: Curve = ()
+    conflicts: tuple[str, ...] = ()
 
     @cached_property
     def config_sha256(self) -> str:
@@ -89,6 +91,7 @@ class Outcome:
         agreement: Agreement with the teacher in percent; None unless ok, or without a teacher.
         curve: Test accuracy over the student's epochs; empty where nobody asked for it.
         cost: What the run cost; None unless ok.
+        conflicts: Names of the files with other results of the run, which contradict this one.
     """
 
     seed: int
@@ -103,6 +106,7 @@ class Outcome:
     agreement: float | None = None
     curve: Curve = ()
     cost: Cost | None = None
+    conflicts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

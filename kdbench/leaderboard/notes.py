@@ -42,6 +42,7 @@ def circumstances(table: Table, quote: Quote = escape) -> list[str]:
     """Return the part of the footer that says what went wrong, and where the numbers come from."""
     return [
         *_unfinished(table, quote),
+        *_contested(table, quote),
         *_retried(table, quote),
         *_deviations(table, quote),
         *_sources(table, quote),
@@ -81,6 +82,17 @@ def _failed(row: Row, quote: Quote) -> str:
     return "; ".join(parts)
 
 
+def _contested(table: Table, quote: Quote) -> Iterator[str]:
+    """Name every run that was found to end in two ways: one of its results must be wrong."""
+    for row in table.rows:
+        for outcome in row.outcomes:
+            if names := ", ".join(map(quote, outcome.conflicts)):
+                yield (
+                    f"{quote(row.method)} seed {outcome.seed}: was computed more than once, with different results; "
+                    f"the first one stands here, others are beside its record: {names}."
+                )
+
+
 def _retried(table: Table, quote: Quote) -> Iterator[str]:
     """Count the runs that stand here by their safe retry; it may be computed in another precision than its row."""
     retried = [(quote(row.method), seed) for row in table.rows for seed in row.safe_seeds]
@@ -115,5 +127,11 @@ def _sources(table: Table, quote: Quote) -> Iterator[str]:
     said = "; ".join(f"{key} {', '.join(map(quote, values))}" for key, values in known if values)
     if said:
         yield f"Environment: {said}."
+    if (devices := table.environment.get("world_size", ())) not in {(), ("1",)}:
+        several = "; their train s cannot be compared" if len(devices) > 1 else ""
+        yield (
+            f"Devices per run: {', '.join(devices)}{several}. On any number of them the images of each step are the "
+            "same, and sums are rounded otherwise."
+        )
     if len(table.environment.get("machine", ())) > 1 or len(table.environment.get("device", ())) > 1:
         yield "Runs were made on more than one machine or device: their train s cannot be compared."

@@ -26,5 +26,6 @@ def read_cells(runs: Iterable[tuple[RunFolder, RunSpec]], *, curves: bool = Fals
     for folder, spec in runs:
         record = folder.peek()
         shown = curves and record is not None and record.status == "ok"
-        cells.append(Cell(spec, record, str(folder.path), read_curve(folder.path) if shown else ()))
+        conflicts = tuple(path.name for path in folder.conflicts())
+        cells.append(Cell(spec, record, str(folder.path), read_curve(folder.path) if shown else (), conflicts))
     return cells

@@ -61,6 +61,7 @@ def _outcome(cell: Cell) -> Outcome:
         agreement=ok.agreement_with_teacher if ok else None,
         curve=cell.curve,
         cost=ok.cost if ok else None,
+        conflicts=cell.conflicts,
     )
 
 

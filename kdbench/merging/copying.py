@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from kdbench.errors import StoreError
 from kdbench.files import TEMPORARY, cannot_write, place_folder, write_atomic
+from kdbench.lease import is_lease_file
 from kdbench.merging.reading import Found
 from kdbench.store import CHECKPOINTS, LOCK, RECORD, RunBusy, RunStore
 
@@ -76,7 +77,8 @@ def _files(run: Found) -> Iterator[Path]:
     for where, folders, names in os.walk(run.folder.path):
         folders[:] = [name for name in folders if name != CHECKPOINTS or run.record is None]
         for path in (Path(where) / name for name in sorted(names)):
-            if path.name != LOCK and not path.name.startswith(TEMPORARY) and path.is_file():
+            own = path.name == LOCK or is_lease_file(path.name)
+            if not own and not path.name.startswith(TEMPORARY) and path.is_file():
                 yield path
 
 

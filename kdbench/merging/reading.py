@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard.checks import cell_problems
 from kdbench.leaderboard.model import Cell
+from kdbench.lease import holder_of, is_free
 from kdbench.records import Record
 from kdbench.spec import RunSpec
 from kdbench.store import EPOCHS, LOCK, SPEC, RunFolder
@@ -78,8 +79,11 @@ def read_store(root: Path, *, whole: bool = False) -> Content:
 
 
 def in_use(folder: RunFolder) -> bool:
-    """Return whether somebody is training the run; a lock that a kill left behind is nobody's."""
-    lock = folder.path / LOCK
+    """Return whether somebody is training the run; a lock or a lease that a kill left behind is nobody's."""
+    return not is_free(folder.shelf, holder_of(folder.shelf), barred=_locked(folder.path / LOCK))
+
+
+def _locked(lock: Path) -> bool:
     if not lock.exists():
         return False
     try:

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdbench.artefacts import sha256_of
 from kdbench.merging.reading import Found
+from kdbench.records import disagreements
 from kdbench.store import PREDICTIONS, WEIGHTS
 
 
@@ -20,16 +21,7 @@ def differences(one: Found, other: Found) -> list[str]:
     """
     assert one.record is not None
     assert other.record is not None
-    a, b = one.record, other.record
-    pairs: dict[str, tuple[object, object]] = {
-        "status": (a.status, b.status),
-        "teachers (sha256)": ([t.sha256[:12] for t in a.teachers], [t.sha256[:12] for t in b.teachers]),
-    }
-    numbers, others = a.numbers(), b.numbers()
-    for name in sorted(numbers.keys() | others.keys()):
-        if not name.startswith("cost."):
-            pairs[name] = (numbers.get(name), others.get(name))
-    found = [f"{name} {left} and {right}" for name, (left, right) in pairs.items() if left != right]
+    found = disagreements(one.record, other.record)
     weights = one.folder.path / WEIGHTS, other.folder.path / WEIGHTS
     if all(path.exists() for path in weights) and sha256_of(weights[0]) != sha256_of(weights[1]):
         found.append(WEIGHTS)

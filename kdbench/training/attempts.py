@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from kdbench.files import write_atomic
 from kdbench.records import Attempt
 from kdbench.store import RunFolder
 from kdbench.training.safe_mode import Settings
@@ -23,6 +22,8 @@ def begin(folder: RunFolder, settings: Settings) -> Attempts:
         Attempt(started_at=now(), ended_at="", outcome="running", settings=dict(settings)),
     )
     write(folder, attempts)
+    if folder.lease is not None:
+        folder.lease.attempt = len(attempts)
     return attempts
 
 
@@ -54,7 +55,8 @@ def end(folder: RunFolder, attempts: Attempts, outcome: str, *, from_epoch: int 
 def write(folder: RunFolder, attempts: Sequence[Attempt]) -> None:
     """Write the attempts of an unfinished run."""
     text = json.dumps([attempt.model_dump(mode="json") for attempt in attempts], indent=2)
-    write_atomic(folder.path / ATTEMPTS, text + "\n")
+    folder.write(ATTEMPTS, text + "\n")
+    folder.push()
 
 
 def forget(folder: RunFolder) -> None:

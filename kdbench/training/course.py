@@ -31,7 +31,19 @@ class Course:
     @property
     def epochs(self) -> int:
         """Epochs of the running phase."""
-        return self.anchor.schedule.epochs if self.phase.epochs is None else self.phase.epochs
+        return self._epochs_of(self.phase)
+
+    def share(self, within: float) -> float:
+        """Return the share of all epochs of all phases that is done.
+
+        Args:
+            within: Share of the running epoch that is done, in [0, 1].
+        """
+        epochs = [self._epochs_of(phase) for phase in self.phases]
+        return (sum(epochs[: self.position.phase]) + self.position.epoch + within) / max(1, sum(epochs))
+
+    def _epochs_of(self, phase: Phase) -> int:
+        return self.anchor.schedule.epochs if phase.epochs is None else phase.epochs
 
     @property
     def finished(self) -> bool:

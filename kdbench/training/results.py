@@ -18,10 +18,9 @@ from kdbench.artefacts import TeacherStore
 from kdbench.backbones.cost import flops_of
 from kdbench.errors import FAULTS, KdbenchError
 from kdbench.evaluation import Predictions
-from kdbench.files import write_atomic
 from kdbench.records import PARTS, Accuracy, Attempt, Cost, Record, Status, TeacherUsed
 from kdbench.spec import PluginRef, RunSpec
-from kdbench.store import PREDICTIONS, WEIGHTS
+from kdbench.store import PREDICTIONS, WEIGHTS, epoch_files
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained
 from kdbench.training.environment import Machine
@@ -69,7 +68,7 @@ def finish(
     ended_at: str,
     plugins: tuple[PluginRef, ...] = (),
 ) -> Record:
-    """Write the results of a lane and return its record; the checkpoints go when the record is safe.
+    """Write the results of a lane and return the record that stands; the checkpoints go when it is safe.
 
     Args:
         trained: The lane at its end, whatever end.
@@ -81,14 +80,13 @@ def finish(
     """
     lane, folder = trained.lane, trained.folder
     status, reason = outcome(lane)
+    files: dict[str, bytes | str] = {}
     if measured is not None:
         accuracy = measured.predictions.accuracy
         floor = learned_nothing_below(trained.data.info.occurring, lane.anchor.schedule.epochs)
         if status == "ok" and accuracy <= floor:
             status, reason = "diverged", f"final accuracy {accuracy:.2f} % is not above {floor:.2f} %: nothing learned"
-        write_atomic(folder.path / WEIGHTS, measured.weights)
-        write_atomic(folder.path / PREDICTIONS, measured.predictions.to_npz())
-    folder.write_epochs(lane.history)
+        files = {WEIGHTS: measured.weights, PREDICTIONS: measured.predictions.to_npz()}
     last = attempts[-1]
     detail = "; ".join([reason, *(f"damaged checkpoint set aside: {name}" for name in trained.set_aside)]).strip("; ")
     if lane.unsaved:
@@ -100,8 +98,8 @@ def finish(
     record = _record(trained, machine, status, reason, (*attempts[:-1], closed), measured)
     weights_sha256 = hashlib.sha256(measured.weights).hexdigest() if measured else ""
     record = record.model_copy(update={"plugins_loaded": plugins, "weights_sha256": weights_sha256})
-    folder.write_record(record)
-    if status != "infra_failed":  # a failed run may be tried again from where it was
+    record = folder.write_record(record, {**files, **epoch_files(lane.history)})
+    if record.status != "infra_failed":  # a failed run may be tried again from where it was
         CheckpointFolder(folder.checkpoints).remove()
     return record
 

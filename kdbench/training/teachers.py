@@ -10,18 +10,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdbench import __version__
-from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherManifest, TeacherStore
+from kdbench.artefacts import PREDICTIONS, WEIGHTS, TeacherManifest, TeacherStore
 from kdbench.backbones.base import Network
 from kdbench.config.schema import Anchor
 from kdbench.datasets.base import DatasetInfo
 from kdbench.errors import RunError
 from kdbench.evaluation import Predictions
-from kdbench.files import write_atomic
+from kdbench.files import sweep_temporary
 from kdbench.method import Supervised
 from kdbench.schedule import best_epoch
-from kdbench.seal import sealed
 from kdbench.spec import DatasetRef, PluginRef, RunSpec
-from kdbench.store import RunFolder
+from kdbench.store import RunFolder, RunStore
 from kdbench.training.attempts import now
 from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
@@ -76,7 +75,7 @@ def recipes_of(specs: Sequence[RunSpec]) -> list[Recipe]:
 
 def training_folder(recipe: Recipe, store: TeacherStore) -> RunFolder:
     """Return where the training of a teacher is kept."""
-    return RunFolder(store.folder(recipe.dataset, recipe.name) / TRAINING)
+    return RunStore(store.where).at(f"{recipe.dataset.label}/{recipe.name}/{TRAINING}")
 
 
 def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
@@ -99,6 +98,7 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
         status, reason = outcome(trained.lane)
         if status != "ok":
             raise RunError(f"teacher '{recipe.name}': training {status}: {reason}; {_REMEDY}")
+        folder.confirm()
         manifest = _write_trained(recipe, trained, store)
         CheckpointFolder(folder.checkpoints).remove()
     return manifest
@@ -110,6 +110,7 @@ def _write_trained(recipe: Recipe, trained: Trained, store: TeacherStore) -> Tea
     predictions, history = trained.data.test.predict(network), trained.lane.accuracies
     if predictions.accuracy <= learned_nothing_below(trained.data.info.occurring, recipe.anchor.schedule.epochs):
         raise RunError(f"teacher '{recipe.name}': {predictions.accuracy:.2f} % after training is chance; {_REMEDY}")
+    sweep_temporary(store.folder(recipe.dataset, recipe.name))  # of writers that were killed: the claim is this one's
     return write_artefact(
         store,
         network,
@@ -162,10 +163,7 @@ def write_artefact(
             **about,
         }
     )
-    folder = store.folder(dataset, manifest.name)
-    write_atomic(folder / WEIGHTS, data)
-    write_atomic(folder / PREDICTIONS, predictions.to_npz())
-    write_atomic(folder / MANIFEST, sealed(manifest))
+    store.write(manifest, {WEIGHTS: data, PREDICTIONS: predictions.to_npz()})
     return manifest
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard.manifest import MANIFEST, Manifest
 from kdbench.leaderboard.model import Cell
-from kdbench.leaderboard.publishing import FILES, FOLDER
+from kdbench.leaderboard.publishing import FILES, FOLDER, is_published
 from kdbench.leaderboard.writing import FORMATS, NAME, file_name
 from kdbench.records import Record, parse_json
 from kdbench.spec import RunSpec
-from kdbench.store import RECORD, SPEC
+from kdbench.store import RECORD, SPEC, RunFolder
 from kdbench.verification.report import Check, counted
 
 
@@ -37,7 +37,8 @@ class Run:
     @property
     def cell(self) -> Cell:
         """The run as the tables take it."""
-        return Cell(self.spec, self.record, str(self.path))
+        conflicts = tuple(path.name for path in RunFolder(self.path).conflicts())
+        return Cell(self.spec, self.record, str(self.path), conflicts=conflicts)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def read_runs(bundle: Bundle) -> tuple[list[Run], Check]:
             problems.append(f"{error}; bring back the published file, or publish the board again without this run")
     for name in bundle.files:
         folder, _, file = name.rpartition("/")
-        if name.startswith(f"{FOLDER}/") and (folder not in folders or file not in FILES):
+        if name.startswith(f"{FOLDER}/") and (folder not in folders or not is_published(file)):
             wanted = f"a run has {SPEC} and {', '.join(FILES[1:])}, nothing else"
             problems.append(
                 f"{bundle.root / name}: belongs to no run; {wanted}: remove it, or bring back what is missing"

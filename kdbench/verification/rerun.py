@@ -95,6 +95,6 @@ def check_teachers(run: Finished, workplace: Workplace) -> None:
         found = workplace.teachers.manifest(dataset, name)
         if found.sha256 != used.sha256:
             raise ConfigError(
-                f"teacher '{name}' in {workplace.teachers.root}: has weights {found.sha256[:12]}.., the run was taught "
-                f"by {used.sha256[:12]}..; name the folder with that one: --teachers FOLDER"
+                f"teacher '{name}' in {workplace.teachers.where}: has weights {found.sha256[:12]}.., the run was "
+                f"taught by {used.sha256[:12]}..; name the folder with that one: --teachers FOLDER"
             )

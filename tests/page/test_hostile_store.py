@@ -81,7 +81,7 @@ def test_markdown_and_latex_keep_their_tables(board: tuple[Path, str]) -> None:
     markdown = (folder / "leaderboard.md").read_text(encoding="utf-8")
     latex = (folder / "leaderboard.tex").read_text(encoding="utf-8")
     assert not re.search(r"(?<!\\)<img", markdown)
-    assert r"\input" not in latex
+    assert not [line for line in latex.splitlines() if r"\input" in line and not line.startswith("%")]
     for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
     json.loads((folder / "leaderboard.json").read_text(encoding="utf-8"))

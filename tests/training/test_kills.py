@@ -56,7 +56,7 @@ def test_kills_at_random_moments(lab: Any, more: dict[str, Any]) -> None:
     for attempt in range(KILLS):
         reader, writer = os.pipe()
 
-        def work(into: int = writer, inside: bool = attempt % 2 == 1, number: int = draws.randint(2, 6)) -> None:
+        def work(into: int = writer, inside: bool = attempt % 2 == 1, number: int = draws.randint(4, 8)) -> None:
             if inside:
                 _kill_in_write(number)
             lab.run([spec], "killed", should_stop=lambda: os.write(into, b".") == 0)
@@ -92,7 +92,12 @@ def test_a_kill_between_the_files_of_the_result(lab: Any) -> None:
     lab.run([spec], "whole")
     whole, folder = (lab.folders([spec], where)[0] for where in ("whole", "killed"))
     lab.train([spec], "killed")  # all epochs are done, nothing is written but checkpoints
-    for number in (3, 5, 7, 9):  # attempts.json, then weights, predictions, epochs and record, two syncs each
+    for number in (
+        5,
+        7,
+        9,
+        11,
+    ):  # lease and attempts.json, then weights, predictions, epochs and record, two syncs each
         pid = _in_child(lambda number=number: (_kill_in_write(number), lab.run([spec], "killed")))
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         assert folder.record() is None

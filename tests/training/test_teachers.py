@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from kdbench import artefacts
 from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherStore
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.recipes import from_scratch
 from kdbench.errors import ConfigError, KdbenchError, RunError
 from kdbench.evaluation import read_predicted
+from kdbench.files import TEMPORARY
 from kdbench.training import teachers
 from kdbench.training.networks import load_teacher, new_network
 from kdbench.training.teachers import Recipe, recipes_of, train_teacher
@@ -75,8 +77,12 @@ def test_an_interrupted_training_continues_to_the_same_bits(lab: Any, recipe: Re
     whole = train_teacher(recipe, _place(lab, "whole"))
     with pytest.raises(Interrupted):
         train_teacher(recipe, _place(lab, "cut", should_stop=lab.stop_after(steps)))
-    assert not TeacherStore(lab.root / "cut").exists(lab.dataset, recipe.name)
+    store = TeacherStore(lab.root / "cut")
+    assert not store.exists(lab.dataset, recipe.name)
+    left = store.folder(lab.dataset, recipe.name) / f"{TEMPORARY}1-2-{WEIGHTS}"  # as of a writer that was killed
+    left.touch()
     assert train_teacher(recipe, _place(lab, "cut")).sha256 == whole.sha256
+    assert not left.exists()
 
 
 STOPPED: dict[str, Any] = {
@@ -153,7 +159,7 @@ def test_an_artefact_is_not_there_before_its_manifest(
     lab: Any, recipe: Recipe, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_teacher(recipe, _place(lab, "whole"))
-    original = teachers.write_atomic
+    original = artefacts.write_atomic
 
     def cut(path: Any, data: Any) -> None:
         if path.name == file:
@@ -161,7 +167,7 @@ def test_an_artefact_is_not_there_before_its_manifest(
         original(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teachers, "write_atomic", cut)
+        patch.setattr(artefacts, "write_atomic", cut)
         with pytest.raises(KeyboardInterrupt):
             train_teacher(recipe, _place(lab, "cut"))
     assert not TeacherStore(lab.root / "cut").exists(lab.dataset, recipe.name)

@@ -20,7 +20,7 @@ from kdbench.plan import Request
 from kdbench.records import Accuracy, Cost, Environment, EpochReport, Record
 from kdbench.registry import Registry, load
 from kdbench.spec import RunSpec
-from kdbench.store import RunStore
+from kdbench.store import RECORD, RunStore
 from kdbench.training.results import identity_of
 
 LADDER: dict[str, Any] = {
@@ -199,6 +199,7 @@ def test_the_tables(ablation: Ablation, store: RunStore) -> None:
 
 def test_a_diverged_run_counts_as_chance_and_leaves_no_interval(ablation: Ablation, store: RunStore) -> None:
     spec = ablation.specs("high")[0]
+    (store.folder(spec.run_id).path / RECORD).unlink()
     store.folder(spec.run_id).write_record(record(spec, None, 1.0, status="diverged", cost=None))
     high = rungs(ablation, store)[1]
     assert high.row.scores[0] == 10.0

@@ -6,13 +6,22 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, cannot_write, set_aside, sweep_dead, sweep_temporary, write_atomic
+from kdbench.files import (
+    TEMPORARY,
+    cannot_write,
+    create_exclusive,
+    set_aside,
+    sweep_dead,
+    sweep_temporary,
+    write_atomic,
+)
 
 
 def raising(error: BaseException) -> Callable[..., object]:
@@ -164,3 +173,35 @@ def test_set_aside_never_overwrites(tmp_path: Path) -> None:
         moved.append(set_aside(tmp_path / "r"))
     assert [path.name for path in moved] == ["r.corrupt", "r.corrupt2", "r.corrupt3"]
     assert [path.read_text() for path in moved] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_one_creates_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:  # as on a memory stick, and on some mounts
+        monkeypatch.setattr(os, "link", raising(OSError(errno.EPERM, "Operation not permitted")))
+    path = tmp_path / "folder" / "file"
+    assert create_exclusive(path, b"first")
+    assert not create_exclusive(path, b"second")
+    assert (path.read_bytes(), names(path.parent)) == (b"first", ["file"])
+
+
+def test_of_many_that_create_a_file_one_does(tmp_path: Path) -> None:
+    path, start, done = tmp_path / "file", threading.Barrier(8), []
+
+    def create(number: int) -> None:
+        start.wait()
+        done.append((create_exclusive(path, b"%d" % number), number))
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ((_, winner),) = [entry for entry in done if entry[0]]
+    assert (path.read_bytes(), names(tmp_path)) == (b"%d" % winner, ["file"])
+
+
+def test_what_need_not_last_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", raising(AssertionError("synced")))
+    write_atomic(tmp_path / "f", "x", durable=False)
+    assert (tmp_path / "f").read_text() == "x"

@@ -281,6 +281,27 @@ def test_several_machines_are_all_named() -> None:
     assert "their train s cannot be compared" in text
 
 
+def on_devices(count: int, seed: int, anchor: Anchor = ANCHOR) -> Cell:
+    spec = planned("m", seed, anchor=anchor)
+    around = ENVIRONMENT.model_copy(update={"world_size": count})
+    return Cell(spec, finished(spec, 70.0, environment=around))
+
+
+def test_runs_on_several_devices_are_told_apart() -> None:
+    assert "Devices per run" not in to_markdown(build([on_devices(1, 0), on_devices(1, 1)], ()))
+    text = to_markdown(build([on_devices(2, 0), on_devices(2, 1)], ()))
+    assert "Devices per run: 2. On any number of them the images of each step are the same" in text
+    text = to_markdown(build([on_devices(1, 0), on_devices(2, 1)], ()))
+    assert "Devices per run: 1, 2; their train s cannot be compared. On any number" in text
+
+
+def test_refuses_other_numbers_of_devices_where_batchnorm_depends_on_them() -> None:
+    local = ANCHOR.model_copy(update={"step": Step(batch_norm="local")})
+    assert len(build([on_devices(2, 0, local), on_devices(2, 1, local)], ()).tables[0].rows) == 1
+    message = refusal(on_devices(1, 0, local), on_devices(2, 1, local))
+    assert "2 numbers of devices per run under step.batch_norm local: 1 in proto-v1/toy/duo/m/seed0; 2 in" in message
+
+
 def refusal(*cells: Cell) -> str:
     with pytest.raises(ConfigError) as caught:
         build(cells, BASELINES)

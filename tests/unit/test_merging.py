@@ -15,7 +15,7 @@ from kdbench.merging import copying, merge
 from kdbench.merging.reading import in_use, read_store
 from kdbench.records import Record
 from kdbench.spec import RunSpec
-from kdbench.store import RunBusy, RunFolder, RunStore
+from kdbench.store import RECORD, RunBusy, RunFolder, RunStore
 
 
 @pytest.fixture
@@ -136,6 +136,7 @@ def test_a_failure_does_not_take_the_place_of_a_run_that_may_go_on(
     source: RunStore, spec: RunSpec, record: Record, out: Path
 ) -> None:
     failed = record.model_copy(update={"status": "infra_failed"})
+    (source.folder(spec.run_id).path / RECORD).unlink()
     source.folder(spec.run_id).write_record(failed)
     target = RunStore(out)
     target.register([spec])

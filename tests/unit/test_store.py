@@ -10,7 +10,8 @@ import pytest
 
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import TEMPORARY
-from kdbench.records import EpochReport, Record
+from kdbench.lease import LeaseLost
+from kdbench.records import EpochReport, Record, parse_json
 from kdbench.spec import DeclaredDeviation, RunSpec
 from kdbench.store import LOCK, RECORD, SPEC, RunBusy, RunFolder, RunStore
 
@@ -171,7 +172,7 @@ def test_claiming_sweeps_what_a_killed_writer_left_and_survives_an_error(store: 
 
     def fail() -> None:
         with folder.claimed():
-            assert [path.name for path in folder.path.iterdir()] == [LOCK]
+            assert ".tmp-1-record.json" not in folder.shelf.names()
             raise RuntimeError("training failed")
 
     with pytest.raises(RuntimeError):
@@ -252,3 +253,57 @@ def test_check_writable(store: RunStore, tmp_path: Path) -> None:
 
 def test_an_empty_store(store: RunStore) -> None:
     assert store.runs() == []
+
+
+def test_a_run_has_one_result(store: RunStore, record: Record, caplog: pytest.LogCaptureFixture) -> None:
+    folder = store.folder(record.run_id)
+    assert folder.write_record(record, {"student.safetensors": b"first"}) == record
+    later = record.model_copy(update={"ended_at": "2999-01-01T00:00:00+00:00"})
+    assert folder.write_record(later, {"student.safetensors": b"second"}) == record
+    assert (folder.path / "student.safetensors").read_bytes() == b"first"
+    assert (folder.conflicts(), caplog.messages) == ([], [])
+    failed = record.model_copy(update={"status": "infra_failed", "accuracy": None})
+    assert folder.write_record(failed, {"student.safetensors": b"second"}) == folder.peek() == record
+    (other,) = folder.conflicts()
+    assert parse_json(Record, other) == failed
+    assert (folder.path / "student.safetensors").read_bytes() == b"first"
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"{folder.path}: has a result already; another one is in {other.name} (status diverged and infra_f"
+    )
+
+
+def test_of_two_results_at_once_the_first_one_stands(store: RunStore, record: Record) -> None:
+    """The second writer has seen no record when it begins to write."""
+    folder, late = store.folder(record.run_id), store.folder(record.run_id)
+
+    def first() -> dict[str, bytes]:
+        folder.write_record(record)
+        return {}
+
+    class Late(dict[str, bytes]):
+        def items(self) -> object:  # type: ignore[override]
+            return first().items()
+
+    failed = record.model_copy(update={"status": "infra_failed", "accuracy": None})
+    assert late.write_record(failed, Late(a=b"")) == record
+    assert len(folder.conflicts()) == 1
+
+
+def test_whoever_has_lost_the_run_writes_no_result(store: RunStore, record: Record) -> None:
+    folder = store.folder(record.run_id)
+    with folder.claimed():
+        (folder.path / "lease-00002.json").write_text("{}")
+        with pytest.raises(LeaseLost, match="another process has taken this run over"):
+            folder.write_record(record)
+        assert folder.peek() is None
+
+
+def test_cancelled_until_it_is_wanted_again(store: RunStore, record: Record) -> None:
+    folder = store.folder(GOOD)
+    assert not folder.cancelled
+    folder.cancel()
+    assert folder.cancelled
+    folder.uncancel()
+    folder.uncancel()
+    assert not folder.cancelled
