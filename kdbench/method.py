@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -83,6 +83,10 @@ class Method(nn.Module, Generic[O]):
     owns: ClassVar[tuple[str, ...]] = ()  # anchor keys that are this method's own business, e.g. loss.kd_target
     uses_teacher: ClassVar[bool] = True
     baseline: ClassVar[bool] = False  # whether leaderboards print every method's gain over this one
+    # How several devices train a run together. "slices": every loss is a mean over images of what each gives alone, so
+    # each device computes it of its own images. "gathered": losses compare images, or remember them; each device sees
+    # the features of the whole batch. None: not looked into, so runs on several devices are refused.
+    distributed: ClassVar[Literal["slices", "gathered"] | None] = None
     taps: TapRequest = TapRequest()
     views: tuple[View, ...] = ()  # extra inputs; each costs a forward pass of every network
 
@@ -149,6 +153,7 @@ class Supervised(Method[Options]):
     name = "supervised"
     source = Source("Deep Residual Learning for Image Recognition", 2015, "https://arxiv.org/abs/1512.03385")
     uses_teacher = False
+    distributed = "slices"
 
     def losses(self, batch: Batch) -> Losses:
         # Without a teacher there is nothing to balance: the whole weight, ce_alpha + kd_alpha = 1, is supervised.

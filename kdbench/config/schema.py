@@ -198,6 +198,11 @@ class Step(Section):
         description="how outputs of teachers may be kept: 'exact' = float32, where it gives the bits of live teachers; "
         "'half' = float16, everywhere, and what teachers say live is rounded, too",
     )
+    batch_norm: Annotated[Literal["sync", "local"], ADDED] = Field(
+        "sync",
+        description="BatchNorm of runs on several devices: 'sync' = statistics of the whole batch, as on one device; "
+        "'local' = each device's own, of fewer images",
+    )
     safe_retry: Annotated[bool, ADDED] = Field(
         False,
         description="start a run once more, in fp32 without cuDNN, after a non-finite loss or a device error",
@@ -281,7 +286,8 @@ class Anchor(Section):
                 f"loss.ce_alpha {self.loss.ce_alpha:g} + loss.kd_alpha {self.loss.kd_alpha:g} is {total:g}; the sum "
                 "must be 1 (or set auto_renorm: true with strict_mode: false)"
             )
-        if bad := [key for key in self.locked if key not in self.keys()]:
+        known = self.keys() if self.locked else {}  # once: every spec that is read comes by here
+        if bad := [key for key in self.locked if key not in known]:
             raise ValueError(f"locked: '{bad[0]}' is not a key of an anchor")
         if self.optimizer.name != "sgd" and self.optimizer.nesterov:
             raise ValueError("optimizer.nesterov belongs to sgd")

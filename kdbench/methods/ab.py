@@ -49,6 +49,7 @@ class AB(Method[ABOptions]):
     )
     options_type = ABOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
 
     def __init__(self, options: ABOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -40,6 +40,7 @@ class AT(Method[ATOptions]):
     )
     options_type = ATOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
 
     def __init__(self, options: ATOptions, context: Context) -> None:
         super().__init__(options, context)

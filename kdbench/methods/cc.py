@@ -38,6 +38,7 @@ class CC(Method[CCOptions]):
     )
     options_type = CCOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "gathered"
     taps = TapRequest(Taps(embedding=True), Taps(embedding=True))
 
     def __init__(self, options: CCOptions, context: Context) -> None:

@@ -56,6 +56,7 @@ class CRD(Method[CRDOptions]):
     )
     options_type = CRDOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "gathered"
     taps = TapRequest(Taps(embedding=True), Taps(embedding=True))
 
     labels: Tensor

@@ -52,6 +52,7 @@ class DKD(Method[DKDOptions]):
     )
     options_type = DKDOptions
     published = LossWeights(ce=1.0, kd=1.0)
+    distributed = "slices"
 
     @classmethod
     def recommended(cls, anchor: str, pair: Pair) -> Mapping[str, object]:

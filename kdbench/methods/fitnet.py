@@ -35,6 +35,7 @@ class FitNet(Method[FitNetOptions]):
     )
     options_type = FitNetOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
 
     def __init__(self, options: FitNetOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -49,6 +49,7 @@ class FT(Method[FTOptions]):
     )
     options_type = FTOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
     taps = TapRequest(Taps((-1,)), Taps((-1,)))
 
     def __init__(self, options: FTOptions, context: Context) -> None:

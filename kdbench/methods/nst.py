@@ -34,6 +34,7 @@ class NST(Method[NSTOptions]):
     )
     options_type = NSTOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
 
     def __init__(self, options: NSTOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -41,6 +41,7 @@ class PKT(Method[PKTOptions]):
     )
     options_type = PKTOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "gathered"
     taps = TapRequest(Taps(embedding=True), Taps(embedding=True))
 
     def __init__(self, options: PKTOptions, context: Context) -> None:

@@ -58,6 +58,7 @@ class ReviewKD(Method[ReviewKDOptions]):
     )
     options_type = ReviewKDOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
 
     def __init__(self, options: ReviewKDOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -42,6 +42,7 @@ class RKD(Method[RKDOptions]):
     )
     options_type = RKDOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "gathered"
     taps = TapRequest(Taps(embedding=True), Taps(embedding=True))
 
     def __init__(self, options: RKDOptions, context: Context) -> None:

@@ -46,6 +46,7 @@ class SimKD(Method[SimKDOptions]):
     )
     options_type = SimKDOptions
     published = LossWeights(ce=0.0, kd=0.0)
+    distributed = "slices"
     taps = TapRequest(student=LAST, teachers=LAST)
 
     def __init__(self, options: SimKDOptions, context: Context) -> None:

@@ -44,6 +44,7 @@ class SP(Method[SPOptions]):
     )
     options_type = SPOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "gathered"
     taps = TapRequest(student=LAST, teachers=LAST)
 
     def __init__(self, options: SPOptions, context: Context) -> None:

@@ -50,6 +50,7 @@ class SSKD(Method[SSKDOptions]):
     )
     options_type = SSKDOptions
     published = LossWeights(ce=0.1, kd=0.9)
+    distributed = "gathered"
     taps = TapRequest(Taps(embedding=True), Taps(embedding=True))
     views = (View(1), View(2), View(3))
 

@@ -19,6 +19,7 @@ class VanillaKD(Method[Options]):
         deviations="KL instead of cross-entropy with soft targets: equal gradients.",
     )
     published = LossWeights(ce=0.1, kd=0.9)
+    distributed = "slices"
     baseline = True
 
     def losses(self, batch: Batch) -> Losses:

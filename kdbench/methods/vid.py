@@ -38,6 +38,7 @@ class VID(Method[VIDOptions]):
     )
     options_type = VIDOptions
     published = LossWeights(ce=1.0, kd=0.0)
+    distributed = "slices"
 
     def __init__(self, options: VIDOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -35,6 +35,7 @@ from kdbench.testing.declarations import (
     check_source,
     check_supports,
 )
+from kdbench.testing.division import check_distributed
 from kdbench.testing.failure import CheckFailure
 from kdbench.testing.outcome import METHOD_CHECKS as _REGISTERED
 from kdbench.testing.outcome import STRUCTURAL, Check, CheckResult
@@ -59,6 +60,7 @@ _ORDER = [
     "teacher_unchanged",
     "same_seed",
     "mixed_images",
+    "distributed",
     "resume",
     "deploy",
 ]
@@ -73,6 +75,7 @@ __all__ = [
     "check_builds",
     "check_deploy",
     "check_deviations",
+    "check_distributed",
     "check_extreme_logits",
     "check_gradient",
     "check_interludes",

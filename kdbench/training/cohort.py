@@ -19,6 +19,7 @@ from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
 from kdbench.records import EpochReport, StepReport
 from kdbench.registry import Registry
+from kdbench.sharing import Share, batch_of_pass, indivisible
 from kdbench.spec import DatasetRef, RunSpec
 from kdbench.store import RunFolder
 from kdbench.training.checkpoint import CheckpointFolder
@@ -27,10 +28,12 @@ from kdbench.training.data import CohortData, load_data
 from kdbench.training.environment import Machine
 from kdbench.training.inputs import BatchStream
 from kdbench.training.lane import Lane
+from kdbench.training.leases import stopping, telling
 from kdbench.training.networks import load_teacher, new_network
 from kdbench.training.safe_mode import AS_PLANNED, Settings, effective
 from kdbench.training.teacher_cache import CachePlace, cache_of
 from kdbench.training.teacher_names import artefact_names
+from kdbench.training.team.members import ALONE, Team
 from kdbench.training.trainer import Observer, Progress, Trainer
 from kdbench.types import Context, PairInfo
 
@@ -85,6 +88,8 @@ def train_cohort(
 ) -> list[Trained]:
     """Train runs that share dataset, anchor, teachers and seed; the caller holds their locks.
 
+    In a team all members call this with the same single run, and the leader alone writes.
+
     Args:
         specs: What to train.
         folders: Where each is kept.
@@ -97,10 +102,11 @@ def train_cohort(
 
     Raises:
         Interrupted: If asked to stop; all lanes are saved.
+        LeaseLost: If another process has taken one of the runs over; no lane is saved.
         ConfigError: If dataset or teachers do not fit, or the runs do not share what a cohort shares.
     """
-    first, machine = specs[0], workplace.machine
-    _check_together(specs)
+    first, machine, team = specs[0], workplace.machine, workplace.machine.team
+    _check_together(specs, team)
     source = open_source(first.dataset.name, workplace.registry, workplace.data_root)
     anchor = apply_deviations(first.anchor, first.deviations)
     if anchor.step.compile:
@@ -111,21 +117,18 @@ def train_cohort(
         workplace.teachers.predicted(manifests[0])  # agreement is measured at the end: what is damaged is refused now
     layout = anchor.step.channels_last
     teachers = [teacher_network(manifest, data, workplace, layout=layout) for manifest in manifests]
-    batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror)
+    share = Share(team.rank, team.size, anchor.step.accumulate)
+    _check_divisible(method_of(first), anchor, min(anchor.data.batch_size, len(data.train)), team)
+    batches = BatchStream(data.train, anchor.data, first.seed, machine.device, mirror=data.info.mirror, share=share)
     entries = [
         _start(spec, folder, data, batches, (manifests, teachers), workplace, method_of(spec), settings)
         for spec, folder in zip(specs, folders, strict=True)
     ]
-    observer = Observer(
-        save=_saver(entries),
-        phase_started=workplace.phase_started,
-        epoch_ended=workplace.epoch_ended,
-        progress=workplace.progress,
-        should_stop=workplace.should_stop,
-    )
+    observer = _observer(entries, workplace)
     shapes = [network_info(m.backbone, len(m.classes), data.info.image, workplace.registry) for m in manifests]
     taught_by = list(zip(teachers, shapes, strict=True))
-    cache = cache_of(manifests, taught_by, batches, first.dataset, anchor, machine, workplace.cache)
+    place = workplace.cache if team.alone else None  # it knows what teachers say of whole batches
+    cache = cache_of(manifests, taught_by, batches, first.dataset, anchor, machine, place)
     Trainer([e.lane for e in entries], batches, teachers, data.validation, data.test, observer, cache).run()
     return entries
 
@@ -137,7 +140,28 @@ def cohort_key(spec: RunSpec) -> tuple[object, ...]:
     return spec.pair, spec.dataset.label, spec.seed, spec.anchor.label, shared
 
 
-def _check_together(specs: Sequence[RunSpec]) -> None:
+def _observer(entries: Sequence[Trained], workplace: Workplace) -> Observer:
+    """Return who saves and watches: the leader of a team speaks for all, but each may be asked to stop."""
+    if not workplace.machine.team.leads:
+        return Observer(save=_saver(entries, workplace.machine), should_stop=workplace.should_stop)
+    leases = {entry.lane.spec.run_id: entry.folder.lease for entry in entries if entry.folder.lease}
+    return Observer(
+        save=_saver(entries, workplace.machine),
+        phase_started=workplace.phase_started,
+        epoch_ended=workplace.epoch_ended,
+        progress=telling(leases, workplace.progress),
+        should_stop=stopping(leases, workplace.should_stop),
+    )
+
+
+def _check_divisible(method: type[AnyMethod], anchor: Anchor, batch: int, team: Team) -> None:
+    if reason := indivisible(method, anchor, batch, team.size):
+        raise ConfigError(f"method '{method.name}': {reason}")
+
+
+def _check_together(specs: Sequence[RunSpec], team: Team) -> None:
+    if len(specs) > 1 and not team.alone:
+        raise ConfigError(f"{len(specs)} runs: several devices train one run at a time; start each by itself")
     taught = {(artefact_names(spec), spec.taught_on) for spec in specs if spec.teachers}
     if len({cohort_key(spec) for spec in specs}) > 1 or len(taught) > 1:
         ids = ", ".join(spec.run_id for spec in specs)
@@ -209,12 +233,13 @@ def _start(
     student.place(device, channels_last=anchor.step.channels_last and backbone.channels_last)
     shapes = [network_info(name, len(info.classes), info.image, registry) for name in (spec.student, *spec.teachers)]
     pair = PairInfo(spec.pair, shapes[0], tuple(shapes[1:]), info.image)
-    lane = lane_of(spec, method, student, teachers, pair, data, batches, effective(anchor, settings))
+    team = workplace.machine.team
+    lane = lane_of(spec, method, student, teachers, pair, data, batches, effective(anchor, settings), team)
     networks = zip((spec.student, *(m.name for m in manifests)), (student, *teachers), strict=True)
     formats = {name: str(network.memory_format).removeprefix("torch.") for name, network in networks}
     entry = Trained(lane, folder, data, tuple(manifests), settings, formats)
     checkpoints = CheckpointFolder(folder.checkpoints)
-    state = checkpoints.newest() if lane.active else None
+    state = team.leader_first(lambda: checkpoints.newest() if lane.active else None)
     if state is not None:
         _check_resumable(state, spec, _identity(spec, entry.teachers, workplace.machine, settings))
         try:
@@ -235,6 +260,7 @@ def lane_of(
     data: CohortData,
     batches: BatchStream,
     anchor: Anchor,
+    team: Team = ALONE,
 ) -> Lane:
     """Return a lane that has not begun.
 
@@ -247,24 +273,29 @@ def lane_of(
         data: What it is trained on.
         batches: The stream of it.
         anchor: The protocol as it is computed.
+        team: Who trains it together.
     """
     context = Context(
         pair=pair,
         train_size=len(data.train),
         epochs=anchor.schedule.epochs,
         steps_per_epoch=batches.steps,
-        batch_size=max(1, batches.batch_size // anchor.step.accumulate),
+        batch_size=batch_of_pass(method, anchor, batches.batch_size, team.size),
         seed=spec.seed,
         validation_size=0 if data.validation is None else len(data.validation),
         freezing=anchor.freezing.use_partial_freeze,
     )
     labels = data.train.labels.to(batches.device, copy=True)  # a copy: the batch stream may hold the same memory
-    return Lane(spec, method, student, context, batches.device, Setup(labels, tuple(teachers)), anchor)
+    return Lane(spec, method, student, context, batches.device, Setup(labels, tuple(teachers)), anchor, team)
+
+
+# What a checkpoint of before there was such an entry would say.
+_UNSAID: dict[str, object] = {"settings": {}, "devices": 1}
 
 
 def _check_resumable(state: dict[str, object], spec: RunSpec, identity: dict[str, object]) -> None:
     for key, value in identity.items():
-        if state.get(key, {}) != value:  # one without settings is from before there were any
+        if state.get(key, _UNSAID.get(key)) != value:
             raise ConfigError(
                 f"run {spec.run_id}: was started with {key} {state.get(key)!r}, now it is {value!r}; it would not end "
                 "with the same bits. Go on as it was started, or choose another --out"
@@ -279,6 +310,7 @@ def _identity(
         "teachers": [teacher.sha256 for teacher in teachers],
         "device": machine.device.type,
         "threads": machine.threads,
+        "devices": machine.team.size,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "kdbench": __version__,
@@ -287,14 +319,18 @@ def _identity(
     }
 
 
-def _saver(entries: Sequence[Trained]) -> Callable[[Lane], None]:
+def _saver(entries: Sequence[Trained], here: Machine) -> Callable[[Lane], None]:
     by_lane = {id(entry.lane): entry for entry in entries}
 
     def save(lane: Lane) -> None:
-        entry = by_lane[id(lane)]
-        machine = Machine(lane.device, torch.get_num_threads())
-        state = {**lane.state(), **_identity(lane.spec, entry.teachers, machine, entry.settings)}
+        entry, state = by_lane[id(lane)], lane.state()  # all of a team have a part in its state
+        if not here.team.leads:
+            return
+        entry.folder.confirm()
+        machine = Machine(lane.device, torch.get_num_threads(), here.team)
+        state |= _identity(lane.spec, entry.teachers, machine, entry.settings)
         CheckpointFolder(entry.folder.checkpoints).save(state, lane.position.as_tuple())
         entry.folder.write_epochs(lane.history)
+        entry.folder.push()
 
     return save

@@ -35,6 +35,23 @@ def resolve_devices(names: str) -> tuple[torch.device, ...]:
     return devices
 
 
+def devices_elsewhere(name: str) -> tuple[torch.device]:
+    """Return the device of workers on other machines, where each sees those of its own job alone.
+
+    Args:
+        name: ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: If it is anything else: what this machine has says nothing of another one.
+    """
+    if name not in {"cpu", "cuda"}:
+        raise ConfigError(
+            f"--device {name}: workers of this executor run on other machines, each with devices of its own; say which "
+            "kind: --device cpu or --device cuda"
+        )
+    return (torch.device(name),)
+
+
 def _one_of_them(device: torch.device) -> torch.device:
     """Return a device by its number: ``cuda`` is the first GPU."""
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

@@ -17,19 +17,22 @@ import torch
 
 from kdbench.errors import ConfigError
 from kdbench.records import Environment
+from kdbench.training.team.members import ALONE, Team
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Device and thread count of this process.
+    """Device and thread count of this process, and with whom it works.
 
     Args:
         device: Where networks run.
         threads: CPU threads torch uses.
+        team: The processes that train the same run, each on a device of its own.
     """
 
     device: torch.device
     threads: int
+    team: Team = ALONE
 
     def describe(self, precision: str, memory_formats: Mapping[str, str] = MappingProxyType({})) -> Environment:
         """Return the environment as records state it.
@@ -45,13 +48,14 @@ class Machine:
             threads=self.threads,
             commit=_commit(),
             precision=precision,
+            world_size=self.team.size,
             machine=self._name(),
             memory_formats=dict(memory_formats),
         )
 
     def _name(self) -> str:
-        if self.device.type == "cuda":
-            return torch.cuda.get_device_name(self.device)
+        if self.device.type == "cuda":  # which may be one of another machine
+            return torch.cuda.get_device_name(self.device) if torch.cuda.is_available() else "unknown"
         return f"{_processor()} ({os.cpu_count()} cores)"
 
     def base_memory(self) -> int:

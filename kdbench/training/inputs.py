@@ -17,6 +17,7 @@ from kdbench.datasets.base import Split
 from kdbench.errors import ConfigError
 from kdbench.method import Mix, View
 from kdbench.seeds import torch_generator
+from kdbench.sharing import Share
 from kdbench.training.crops import Crops
 from kdbench.training.mixing import apply_mix, plan_mixing
 from kdbench.training.pixels import Found, Pixels, Prefetched, Resident
@@ -41,6 +42,11 @@ class Inputs:
     mix: Mix | None
     entries: Tensor | None = None
 
+    def rows(self, places: Tensor) -> Inputs:
+        """Return some of the images, at ``places`` (M,); it is not said which crops they are."""
+        mix = None if self.mix is None else replace(self.mix, labels=self.mix.labels[places])
+        return Inputs(self.images[places], self.labels[places], self.index[places], mix)
+
 
 class BatchStream:
     """Augmented batches of a training split.
@@ -51,14 +57,20 @@ class BatchStream:
         seed: Seed of the run.
         device: Where batches are made.
         mirror: Whether the dataset allows horizontal flips.
+        share: Which of each batch's images are made here: those of one device among several, or all. Which images a
+            batch has, and how they look, does not depend on it.
     """
 
-    def __init__(self, split: Split, data: Data, seed: int, device: torch.device, *, mirror: bool) -> None:
+    def __init__(
+        self, split: Split, data: Data, seed: int, device: torch.device, *, mirror: bool, share: Share = Share()
+    ) -> None:
         self.data, self.seed, self.device = data, seed, device
         self.size = len(split)
         self.batch_size = min(data.batch_size, self.size)
         # A partial last batch is left out: it would have other BatchNorm statistics, and every epoch reshuffles.
         self.steps = max(1, self.size // self.batch_size)
+        self._own = None if share.size == 1 else share.rows(self.batch_size)
+        self._own_here = None if self._own is None else self._own.to(device)
         self.height, self.width = split.image.height, split.image.width
         self.crops = Crops.of(data, self.height, mirror=mirror)
         self.padding = self.crops.padding
@@ -86,9 +98,9 @@ class BatchStream:
         self._entries = order * self.crops.count + self.crops.numbers(offsets, mirrored)[order]
         # Copied once an epoch: a copy in every step could make the host wait for the device.
         self._order, self._offsets, self._mirrored = (part.to(self.device) for part in (order, offsets, mirrored))
-        self._pixels.start_epoch([order[self._part(step)] for step in range(self.steps)])
         plans = plan_mixing(self.data, self.seed, epoch, self.steps, self.batch_size, (self.height, self.width))
         self._mixes = [replace(plan, partners=plan.partners.to(self.device)) for plan in plans] if plans else None
+        self._pixels.start_epoch([self._made(order[self._part(step)]) for step in range(self.steps)])
         self._view_offsets = {}
         self._epoch = epoch
 
@@ -104,9 +116,11 @@ class BatchStream:
         images = self._cropped(source, self._offsets[:, at], self._mirrored[at])
         labels = self.labels[at]
         if self._mixes is None or not mixed:
-            return Inputs(images, labels, at, None, self._entries[self._part(step)])
-        images, mix = apply_mix(self._mixes[step], images, labels)
-        return Inputs(images, labels, at, mix)
+            made = Inputs(images, labels, at, None, self._made(self._entries[self._part(step)]))
+        else:
+            images, mix = apply_mix(self._mixes[step], images, labels)
+            made = Inputs(images, labels, at, mix)
+        return made if self._kept is None else made.rows(self._kept)
 
     def images_of(self, entries: Tensor) -> Tensor:
         """Return the images (N, C, H, W) of ``Inputs.entries`` (N,), to the bit as a batch has them."""
@@ -126,9 +140,9 @@ class BatchStream:
         padded = self._padded(self._pixels.of(step, at), *whole)
         padded = view.turned(torch.where(self._mirrored[at, None, None, None], padded.flip(3), padded))
         images = crop(padded, *self._window(self._view_offsets[view][:, at])).float().div_(255)
-        if self._mixes is None or not mixed:
-            return images
-        return apply_mix(self._mixes[step], images, self.labels[at])[0]
+        if self._mixes is not None and mixed:
+            images, _ = apply_mix(self._mixes[step], images, self.labels[at])
+        return images if self._kept is None else images[self._kept]
 
     def close(self) -> None:
         """End what fetches images in the background; it begins again with the next batch."""
@@ -137,8 +151,18 @@ class BatchStream:
     def _part(self, step: int) -> slice:
         return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
+    @property
+    def _kept(self) -> Tensor | None:
+        """Places (M,) of what is kept of a batch; None = all that is made. Mixing needs partners from everywhere."""
+        return None if self._mixes is None else self._own_here
+
+    def _made(self, of_batch: Tensor) -> Tensor:
+        """Return those entries of a batch's (N,) whose images are made here."""
+        own = self._own if of_batch.device.type == "cpu" else self._own_here
+        return of_batch if own is None or self._mixes is not None else of_batch[own]
+
     def _rows_of(self, step: int) -> Tensor:
-        return self._order[self._part(step)].clone()
+        return self._made(self._order[self._part(step)]).clone()
 
     def _cropped(self, source: Found, offsets: Tensor, mirrored: Tensor) -> Tensor:
         """Return images in [0, 1] that were found, at offsets (2, N), those that are mirrored (N,) flipped."""

@@ -42,10 +42,12 @@ from kdbench.training.course import Course
 from kdbench.training.inputs import Inputs
 from kdbench.training.interludes import after_epoch, before_phase
 from kdbench.training.looking import Onlooker
-from kdbench.training.meters import Counters, Glimpse, Meters, Position, reportable
+from kdbench.training.meters import Counters, Glimpse, Meters, Position, first_step, reportable
 from kdbench.training.optimizer import Optimizers, set_rate, update
 from kdbench.training.precision import Runner, loss_scaler
 from kdbench.training.stopping import Best
+from kdbench.training.team.members import ALONE, Team
+from kdbench.training.team.work import Together
 from kdbench.types import Context, Features
 
 State = dict[str, Any]
@@ -63,6 +65,7 @@ class Lane(Course):
         device: Where to train.
         setup: What the method may look at before its first step.
         anchor: The protocol as it is computed; None = as the spec says.
+        team: The processes that train this student together.
     """
 
     def __init__(
@@ -74,10 +77,12 @@ class Lane(Course):
         device: torch.device,
         setup: Setup,
         anchor: Anchor | None = None,
+        team: Team = ALONE,
     ) -> None:
         self.spec, self.device, self.context = spec, device, context
         self.anchor = anchor or apply_deviations(spec.anchor, spec.deviations)
-        self.student = student
+        self.student, self.team = student, team
+        self.together = Together(team, spec.seed, method_type.distributed, self.anchor.step.batch_norm)
         self.scaler = loss_scaler(self.anchor.step.precision, device)
         self.meters = Meters()
         self.counters = Counters()
@@ -145,13 +150,14 @@ class Lane(Course):
 
     def end_epoch(self, onlooker: Onlooker, test_accuracy: float | None) -> EpochReport:
         """Report the epoch and step to the next one; a non-finite loss ends the lane as diverged."""
-        means, notes = self.meters.losses.means(), self.meters.notes.means()
+        shown = self.together.joined(self.meters)
+        means, notes = shown.losses.means(), shown.notes.means()
         correct = means.pop("correct", None)
         if SKIPPED in notes:
             notes[SKIPPED] = round(notes[SKIPPED] * self.position.step)  # how many they were
         if not means or not all(map(math.isfinite, means.values())):  # none, where every step was left out
             self.diverged = f"non-finite loss in phase '{self.phase.name}', epoch {self.position.epoch + 1}"
-        accuracy = self._validation_accuracy(onlooker)
+        accuracy = self.together.by_leader(lambda: self._validation_accuracy(onlooker))
         self.settle()
         seconds = self.meters.seconds  # what the method does now is part of the run's cost, not of the epoch's speed
         rate = self.rate()  # nor does it change the rate of the epoch that is over
@@ -175,14 +181,15 @@ class Lane(Course):
         self.history.append(report)
         self.meters = Meters()
         self.position.epoch, self.position.step = self.position.epoch + 1, 0
-        stopped = report.validation_accuracy is not None and self.best.ends(self.accuracies, self._kept())
+        stopped = report.validation_accuracy is not None and self.best.ends(self.accuracies, self.modules())
         if stopped or self.position.epoch >= self.epochs:
             if self.phase.is_main:
-                self.best.restore(self._kept())
+                self.best.restore(self.modules())
             self.next_phase()
         return report
 
-    def _kept(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
+        """Return all that has values of its own: student, method, and their average where there is one."""
         return [self.student, self.method, *([] if self.average is None else [self.average.model])]
 
     def next_phase(self) -> None:
@@ -213,8 +220,7 @@ class Lane(Course):
             views: Further inputs, likewise.
         """
         self.clock.start()
-        # Every step starts its own stream, so dropout needs no saved state and is the same alone and in a cohort.
-        torch.manual_seed(stream(self.spec.seed, "dropout", self.stream_key, self.position.step))
+        self.together.seed(self.stream_key, self.position.step)
         chunks = min(self.anchor.step.accumulate, len(inputs.labels))
         count = len(inputs.labels)
         if self.anchor.schedule.name == "onecycle":
@@ -225,8 +231,9 @@ class Lane(Course):
         for part in range(chunks):  # as equal as possible, so that no part is down to one image
             rows = slice(part * count // chunks, (part + 1) * count // chunks)
             batch = self._forward(inputs, teachers, views, rows, whole=chunks == 1)
-            parts.append((batch, self._backward(batch, share=len(batch.labels) / count)))
+            parts.append((batch, self._backward(batch, share=(rows.stop - rows.start) / count)))
         sound = torch.stack([torch.isfinite(values["total"]) for _, values in parts]).all()
+        sound = self.together.averaged(self.optimizer, sound)
         self._update(sound)
         self.clock.lap(self.phase.trains)
         with torch.no_grad():
@@ -237,6 +244,7 @@ class Lane(Course):
         self._noted.clear()
         self.optimizer.zero_grad(set_to_none=True)  # lanes of a cohort would all hold theirs until their next step
         self.position.step += 1
+        count *= self.team.size
         self.meters.images += count
         self.counters.images += count
         self.counters.student_forwards += count * (1 + len(views)) if self.phase.runs_student else 0
@@ -246,15 +254,7 @@ class Lane(Course):
 
     def _opening(self) -> StepReport:
         """Return what the phase's first step showed; reading it waits for the device, once a phase."""
-        means = self.meters.losses.means()
-        means.pop("correct", None)
-        return StepReport(
-            run_id=self.spec.run_id,
-            phase=self.phase.name,
-            losses=reportable(means),
-            weights=reportable({name: float(weight) for name, weight in self._weights.items()}),
-            metrics=reportable(self.meters.notes.means()),
-        )
+        return first_step(self.spec.run_id, self.phase.name, self.together.joined(self.meters), self._weights)
 
     def settle(self, *, steps: bool = True) -> None:
         """Add the time that its clock has charged to the run and, that of steps, to the epoch; waits for the device."""
@@ -276,9 +276,11 @@ class Lane(Course):
             mix = Mix(mix.labels[part], mix.share) if mix else None
             teachers = [features.rows(part) for features in teachers]
             views = [Glimpse(v.images[part], tuple(f.rows(part) for f in v.teachers)) for v in views]
-        student, *turned = self.run_student(images, [view.images for view in views])
+        with self.together.student_runs(self.device, self.stream_key, self.position.step, part.start):
+            student, *turned = self.run_student(images, [view.images for view in views])
         seen = tuple(Viewed(v.images, f, v.teachers) for v, f in zip(views, turned, strict=True))
-        return self.batch_of(Inputs(images, inputs.labels[part], inputs.index[part], mix), student, teachers, seen)
+        own = Inputs(images, inputs.labels[part], inputs.index[part], mix)
+        return self.together.seen(self.batch_of(own, student, teachers, seen))
 
     def batch_of(
         self, inputs: Inputs, student: Features, teachers: Sequence[Features], views: tuple[Viewed, ...] = ()
@@ -315,7 +317,8 @@ class Lane(Course):
     def _backward(self, batch: Batch, *, share: float) -> dict[str, Tensor]:
         """Add a batch's gradient; return the values of the terms and of their sum, ``total``."""
         self.clock.lap(self.phase.trains)
-        losses = (self.phase.losses or self.method.losses)(batch)
+        with self.together.losses_run():
+            losses = (self.phase.losses or self.method.losses)(batch)
         loss = total(losses)
         self.clock.lap("method")
         scaled = loss * share if share < 1 else loss
@@ -369,7 +372,7 @@ class Lane(Course):
             "optimizers": self.optimizers.state(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state(),
-            "meters": self.meters.state(),
+            "meters": self.together.kept(self.meters),
             "counters": vars(self.counters).copy(),
             "history": [report.model_dump_json() for report in self.history],
             "diverged": self.diverged,
@@ -387,7 +390,7 @@ class Lane(Course):
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load(state["average"])
-        self.meters = Meters.of(state["meters"], self.device)
+        self.meters = Meters.of(self.together.own(state["meters"]), self.device)
         self.counters = Counters(**state["counters"])
         self.history = [EpochReport.model_validate_json(line) for line in state["history"]]
         self.diverged, self.best.state = state["diverged"], state["best"]

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from kdbench.records import StepReport
 from kdbench.training.clock import Part
 from kdbench.types import Features
 
@@ -72,6 +73,13 @@ class Averages:
         """Return sums divided by weights, of what has any."""
         return {name: float(self._sums[name]) / w for name, weight in self._weights.items() if (w := float(weight)) > 0}
 
+    def include(self, other: Averages) -> None:
+        """Add the sums and weights of another one on the same device."""
+        for name, total in other._sums.items():
+            self._open(name, total.device)
+            self._sums[name].add_(total)
+            self._weights[name] = self._weights[name] + other._weights[name]
+
     def state(self) -> dict[str, list[float | Tensor]]:
         """Return sum and weight of each name."""
         return {name: [value, self._weights[name]] for name, value in self._sums.items()}
@@ -100,6 +108,10 @@ class Meters:
             "images": self.images,
             "seconds": self.seconds,
         }
+
+    def on_host(self) -> dict[str, Any]:
+        """Return the state in main memory."""
+        return self.of(self.state(), torch.device("cpu")).state()
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device) -> Self:
@@ -138,3 +150,23 @@ def finite(value: float) -> float | None:
 def reportable(means: Mapping[str, float]) -> dict[str, float | None]:
     """Return numbers as JSON can hold them."""
     return {name: finite(value) for name, value in means.items()}
+
+
+def first_step(run_id: str, phase: str, shown: Meters, weights: Mapping[str, float | Tensor]) -> StepReport:
+    """Return what the first step of a phase showed; reading it waits for the device, once a phase.
+
+    Args:
+        run_id: The run.
+        phase: Name of the phase.
+        shown: Its meters, which hold no other step.
+        weights: Of the loss terms.
+    """
+    means = shown.losses.means()
+    means.pop("correct", None)
+    return StepReport(
+        run_id=run_id,
+        phase=phase,
+        losses=reportable(means),
+        weights=reportable({name: float(weight) for name, weight in weights.items()}),
+        metrics=reportable(shown.notes.means()),
+    )

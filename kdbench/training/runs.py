@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from kdbench.errors import FAULTS, ConfigError
-from kdbench.files import set_aside
+from kdbench.lease import LeaseLost
 from kdbench.records import Environment, Record
 from kdbench.spec import RunSpec
 from kdbench.store import RECORD, SPEC, RunBusy, RunFolder, RunStore
@@ -19,6 +21,7 @@ from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.lock import Lock
 from kdbench.training.results import finish, identity_of, measure, outcome
 from kdbench.training.safe_mode import AS_PLANNED, SAFE, Settings, applied
+from kdbench.training.team.members import Fallen
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,36 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
 
     A run that is to be tried again with safe settings goes alone, when the others have their records.
 
+    The members of a team all call this with the same run. The leader claims and records it; to the others it tells what
+    to train, and they return nothing.
+
     Raises:
         RunBusy: If another process is at one of them.
         Interrupted: If asked to stop; the runs are saved.
+        LeaseLost: If another process has taken one of them over; nothing more is written.
         FreshProcess: If a safe retry cannot be made in this process.
+        Fallen: If another member's part than the leader's failed.
         ConfigError: If dataset, teachers or checkpoint do not fit.
     """
+    team = workplace.machine.team
+    if not team.leads:
+        _follow(store, workplace)
+        return []
     folders = [store.folder(run_id) for run_id in run_ids]
-    if unplanned := [folder.path for folder in folders if not (folder.path / SPEC).is_file()]:
+    if unplanned := [folder.shelf.label for folder in folders if not folder.has(SPEC)]:
         raise ConfigError(f"{unplanned[0]}: no such run in the store; kdbench run plans runs before it trains them")
     with contextlib.ExitStack() as stack:
         for folder in sorted(folders, key=lambda folder: folder.path):  # of two that want the same runs one gets them
             stack.enter_context(folder.claimed())
         records = {folder.path: record for folder in folders if (record := folder.record())}
         todo = [folder for folder in folders if folder.path not in records]
+        if not todo:
+            team.told(None)
         if first := [folder for folder in todo if not retry.settings_after(attempts.earlier(folder))]:
             records |= _train(first, workplace, AS_PLANNED)
         for folder in todo:
             if folder.path not in records:
+                _check_followed(folder, first, workplace)
                 retry.free_memory(workplace.machine.device)
                 records |= _train([folder], workplace, SAFE)
     return [records[folder.path] for folder in folders]
@@ -76,11 +91,14 @@ def _train(folders: Sequence[RunFolder], workplace: Workplace, settings: Setting
     """Train runs and return the records of those that are done; the others have asked for their safe retry."""
     starts = [_begin(folder, settings) for folder in folders]
     methods = workplace.registry.methods
+    workplace.machine.team.told((starts[0].spec.run_id, dict(settings)))
     with applied(settings):
         try:
             lanes = train_cohort(
                 [start.spec for start in starts], folders, workplace, lambda spec: methods[spec.method], settings
             )
+        except LeaseLost:
+            raise  # another process writes to the run now
         except FAULTS as error:
             if not _retried_whole(starts, error, settings):
                 raise
@@ -91,6 +109,28 @@ def _train(folders: Sequence[RunFolder], workplace: Workplace, settings: Setting
         if records[trained.folder.path] is None:
             _check_process(trained.lane.spec, trained.lane.failure)
     return {path: record for path, record in records.items() if record is not None}
+
+
+def _follow(store: RunStore, workplace: Workplace) -> None:
+    """Train a run with the leader, which alone claims and records it; it also says in what settings."""
+    team = workplace.machine.team
+    told: tuple[str, dict[str, JsonValue]] | None = team.told(None)
+    if told is None:  # there is a record already
+        return
+    folder, settings = store.folder(told[0]), told[1]
+    methods = workplace.registry.methods
+    with applied(settings):
+        (trained,) = train_cohort([folder.spec()], [folder], workplace, lambda spec: methods[spec.method], settings)
+    if (failure := trained.lane.failure) is not None:
+        raise Fallen(f"run {trained.lane.spec.run_id}: {team.blamed(failure)}")
+
+
+def _check_followed(folder: RunFolder, before: Sequence[RunFolder], workplace: Workplace) -> None:
+    if before and not workplace.machine.team.alone:
+        raise retry.FreshProcess(
+            f"{folder.path}: its safe retry needs all of its devices again, and they have left; the next start of the "
+            "same command makes it"
+        )
 
 
 def _begin(folder: RunFolder, settings: Settings) -> Start:
@@ -163,7 +203,7 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
             environment=environment, started_at=starts[0].started_at if starts else now(), ended_at=now(),
             attempts=starts,
         )  # fmt: skip
-        folder.write_record(record)
+        record = folder.write_record(record)
         attempts.forget(folder)
     return record
 
@@ -173,10 +213,10 @@ def forget_failure(folder: RunFolder) -> None:
 
     A run that another process holds is being tried already.
     """
-    if not (folder.path / RECORD).exists():
+    if not folder.has(RECORD):
         return
     with contextlib.suppress(RunBusy), folder.claimed():
         record = folder.record()
         if record is not None and record.status == "infra_failed":
             attempts.write(folder, record.attempts)
-            set_aside(folder.path / RECORD, "failed")
+            folder.set_aside(RECORD, "failed")

@@ -25,10 +25,12 @@ from kdbench.training.looking import Onlooker
 from kdbench.training.meters import Glimpse
 from kdbench.training.networks import Taught, TeacherPass
 from kdbench.training.teacher_cache import TeacherCache
+from kdbench.training.team.exchange import PeerLost
 from kdbench.types import Features
 
 # What a device says when lanes together, or one of them, ask too much of it; afterwards no lane can be trusted.
 DEVICE_FAULTS = (torch.OutOfMemoryError, MemoryError, getattr(torch, "AcceleratorError", MemoryError))
+CHANGED = "it changed its batch in place; the tensors are shared, copy before changing"
 SCORED_EPOCHS = 5  # the last five are always evaluated: their mean is in every record
 
 
@@ -38,9 +40,13 @@ class Interrupted(KdbenchError):
     exit_code = 75
 
 
+class _TeamEnded(Exception):
+    """A team's only lane has failed here: the other members do not go on, and must not be waited for."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """Where a cohort stands, for whoever watches."""
+    """Where a cohort stands, for whoever watches; ``done`` is the share of all its epochs that each run has done."""
 
     run_ids: tuple[str, ...]
     phase: str
@@ -49,6 +55,7 @@ class Progress:
     step: int
     steps: int
     images_per_second: float
+    done: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Trainer:
         size = lanes[0].anchor.evaluation.batch_size
         self.onlooker = Onlooker(validation, self.teachers, batches.device, size)
         self._last_progress = 0.0
+        self.team = lanes[0].team
 
     def run(self) -> None:
         """Train all lanes to their end.
@@ -112,6 +120,10 @@ class Trainer:
         try:
             while group := self._next_group():
                 self._run_epoch(group)
+        except _TeamEnded:
+            return
+        except PeerLost as error:
+            self.lanes[0].fail(self.team.blamed(error), "training on several devices")  # a team has one lane
         finally:
             self.batches.close()
 
@@ -138,10 +150,11 @@ class Trainer:
             self._run_step(group, teach, step)
             done += self.batches.batch_size
             self._show(group, step, done / (time.perf_counter() - started))
-            if self.observer.should_stop():
+            if self.team.anyone(self.observer.should_stop()):
                 for lane in self.lanes:
                     if lane.active:
                         self._save(lane, must=True)
+                self.team.wait()  # who leaves first is told on: the others are ended, even while they save
                 raise Interrupted("stopped; every run was saved and continues with the same command")
         if self.batches.device.type == "cuda":
             torch.cuda.synchronize()  # once per epoch, so that the epoch's time is its own
@@ -164,7 +177,7 @@ class Trainer:
             marks = _versions(inputs, features)
             self._step_lane(lane, inputs, features if lane.taught else (), teach)
             if _versions(inputs, features) != marks:
-                lane.fail(PluginError("it changed its batch in place; the tensors are shared, copy before changing"))
+                self._fail(lane, PluginError(CHANGED))
                 inputs, features = self._shared(group, teach, step)  # the lanes after it must not see that
 
     def _shared(
@@ -182,8 +195,8 @@ class Trainer:
             lane.clock.charge("data", started, ready, 1 / len(group))
         for lane in taught:
             lane.clock.charge("teacher", ready, done, 1 / len(taught))
-            lane.counters.teacher_forwards += said.run / len(taught)
-            lane.counters.teacher_cached += said.recalled / len(taught)
+            lane.counters.teacher_forwards += self.team.size * said.run / len(taught)
+            lane.counters.teacher_cached += self.team.size * said.recalled / len(taught)
         return inputs, said.features
 
     def _step_lane(self, lane: Lane, inputs: Inputs, features: Sequence[Features], teach: TeacherPass | None) -> None:
@@ -206,18 +219,26 @@ class Trainer:
         features: tuple[Features, ...] = ()
         if teach and lane.taught:
             features = teach.of(lane.teacher_taps)(images)
-            lane.counters.teacher_forwards += len(images) * len(features)
+            lane.counters.teacher_forwards += self.team.size * len(images) * len(features)
             lane.clock.lap("teacher")
         return Glimpse(images, features)
 
     def _blame(self, lane: Lane, error: BaseException) -> None:
         """End a lane for a plugin's fault, while the others go on."""
+        if isinstance(error, PeerLost):
+            raise error
         if isinstance(error, DEVICE_FAULTS) and len(self.lanes) > 1:
             raise error  # nobody's fault alone: the driver tries each run in a worker of its own
-        lane.fail(error)
+        self._fail(lane, error)
+
+    def _fail(self, lane: Lane, error: BaseException, where: str = "") -> None:
+        lane.fail(self.team.blamed(error), where)
+        if not self.team.alone:
+            raise _TeamEnded from error
 
     def _end_epoch(self, lane: Lane) -> None:
         try:
+            lane.together.agree(lane.modules())
             report = lane.end_epoch(self.onlooker, self._test_accuracy(lane))
         except FAULTS as error:
             self._blame(lane, error)
@@ -243,10 +264,10 @@ class Trainer:
         except KdbenchError:
             raise
         except FAULTS as error:
-            lane.fail(error, "saving its state")
+            self._fail(lane, error, "saving its state")
 
     def _test_accuracy(self, lane: Lane) -> float | None:
-        if not (lane.phase.is_main and is_tested(lane.student_epoch, lane.anchor)):
+        if not (self.team.leads and lane.phase.is_main and is_tested(lane.student_epoch, lane.anchor)):
             return None
         return lane.clock.timed("evaluation", lambda: self.test.predict(lane.deployed())).accuracy
 
@@ -255,10 +276,11 @@ class Trainer:
         if now - self._last_progress < 1.0:
             return
         self._last_progress = now
-        first = group[0]
+        first, steps = group[0], self.batches.steps
         ids = tuple(lane.spec.run_id for lane in group)
+        done = tuple(lane.share((step + 1) / steps) for lane in group)
         self.observer.progress(
-            Progress(ids, first.phase.name, first.position.epoch, first.epochs, step + 1, self.batches.steps, rate)
+            Progress(ids, first.phase.name, first.position.epoch, first.epochs, step + 1, steps, rate, done)
         )
 
 

@@ -30,6 +30,7 @@ class DIST(kdbench.Method[DISTOptions]):
     )
     options_type = DISTOptions
     published = kdbench.LossWeights(ce=1.0, kd=2.0)
+    distributed = "gathered"
 
     def losses(self, batch: kdbench.Batch) -> dict[str, kdbench.Term]:
         inter, intra = dist_parts(batch.student.logits, batch.kd_target(), batch.tau)

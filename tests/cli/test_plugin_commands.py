@@ -100,7 +100,8 @@ def test_plugin_check_of_a_good_method() -> None:
     outcome = kdbench("plugin", "check", "student")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert all(line.startswith("student: ") and line.endswith(": ok") for line in lines[:-1])
+    assert all(line.startswith("student: ") and line.endswith(": ok") for line in lines[:-2])
+    assert lines[-2] == "student: on several devices: each computes the losses of its own images"
     assert lines[-1] == "1 method(s) checked, 0 problem(s)"
 
 

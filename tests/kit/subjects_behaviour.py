@@ -88,6 +88,28 @@ class ForgetsTheMean(Plain):
         return {"ce": kdbench.Term(nn.functional.cross_entropy(batch.student.logits, batch.labels, reduction="none"))}
 
 
+@broken("distributed", "distributed is 'everywhere'; set it to 'slices'")
+class InventsAWord(Plain):
+    distributed = "everywhere"  # type: ignore[assignment]
+
+
+@broken("distributed", "distributed is 'slices', but losses() of a batch are")
+class ComparesImages(Plain):
+    distributed = "slices"
+
+    def losses(self, batch: kdbench.Batch) -> Losses:
+        apart = batch.student.logits - batch.student.logits.mean(0)
+        return {"ce": batch.supervised(), "spread": kdbench.Term(apart.square().mean())}
+
+
+@broken("distributed", "losses that compare images, or are no mean over them, need distributed = 'gathered'")
+class SumsInsteadOfMeans(Plain):
+    distributed = "slices"
+
+    def losses(self, batch: kdbench.Batch) -> Losses:
+        return {"ce": batch.supervised(), "size": kdbench.Term(batch.student.logits.square().sum())}
+
+
 @broken("resume", "attribute 'steps' changes in training but is not in the state")
 class CountsInPython(Plain):
     steps = 0

@@ -63,7 +63,7 @@ def _other(value: object, key: str) -> Any:
     if value is None:
         return "bf16" if key.endswith("precision") else 2.5
     if isinstance(value, str):
-        return {"exact": "half"}[value]
+        return {"exact": "half", "sync": "local"}[value]
     return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2 + 0.1  # type: ignore[operator]
 
 

@@ -61,6 +61,7 @@ FAIR_BASELINE = {
     "step.compile": False,
     "step.teacher_precision": None,
     "step.teacher_cache": "exact",
+    "step.batch_norm": "sync",
     "step.safe_retry": False,
     "freezing.use_partial_freeze": False,
     "freezing.student_freeze_bn": False,

@@ -56,6 +56,7 @@ class ASIB(Method[ASIBOptions]):
     )
     options_type = ASIBOptions
     published = LossWeights(ce=0.65, kd=0.35)
+    distributed = "gathered"
     owns = ("loss.kd_target",)  # it builds its own target
     taps = TapRequest(student=EMBEDDING, teachers=EMBEDDING, every_teacher=True)
 
