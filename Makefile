@@ -45,7 +45,7 @@ imports: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
 	for plugin in $(PLUGINS); do OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $$plugin || exit 1; done
 
 # Files damaged at random, FUZZ of each kind, other ones each time; make test damages a few, the same ones each time.

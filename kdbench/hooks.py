@@ -1,8 +1,8 @@
 """The hooks a plugin may implement: return what it brings, or observe what happened.
 
 A plugin is a module (or object) named by an entry point in group ``kdbench``. Built-in methods, backbones, datasets,
-pairs, anchors, recipes, presets and ladders are registered through the same hooks. Every hook returns values, none
-calls back into kdbench, so a plugin can be tested without the harness.
+pairs, anchors, recipes, presets, ladders and engines are registered through the same hooks. Every hook returns values,
+none calls back into kdbench, so a plugin can be tested without the harness.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from kdbench.backbones.base import Backbone
     from kdbench.datasets.base import Dataset
+    from kdbench.engine import Engine
     from kdbench.method import AnyMethod
     from kdbench.records import EpochReport, Record, StepReport
 
@@ -71,6 +72,12 @@ def kdbench_presets() -> Iterable[Path]:
 @hookspec
 def kdbench_ladders() -> Iterable[Path]:
     """Return ladder files (YAML): configurations of a method, each compared with another one."""
+    return ()
+
+
+@hookspec
+def kdbench_executors() -> Iterable[Engine]:
+    """Return engines that run jobs, for ``--executor``; their libraries are imported only when one is opened."""
     return ()
 
 

@@ -22,6 +22,7 @@ from kdbench.options import Setting, apply_deviations, deviations_of, parse_sett
 from kdbench.registry import Registry
 from kdbench.rehearsal import Extras, Passes, Rehearsal
 from kdbench.schedule import teacher_misfit
+from kdbench.sharing import batch_of_pass, indivisible
 from kdbench.spec import LARGEST_SEED, VARIANT, DeclaredDeviation, RunSpec
 from kdbench.types import Context, NetworkInfo, Pair, PairInfo, StageShape
 
@@ -44,6 +45,7 @@ class Request:
         teacher_names: Artefacts to use instead of the anchor's recipe.
         data_root: Where datasets live.
         variant: Name of this configuration of the methods; empty = the only one.
+        devices: Devices that train each run together.
     """
 
     methods: tuple[str, ...]
@@ -56,6 +58,7 @@ class Request:
     teacher_names: tuple[str, ...] = ()
     data_root: Path = Path("data")
     variant: str = ""
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         problems.raise_if_any()
         raise AssertionError("an anchor that could not be loaded leaves a problem")
     plan, extras = Plan((), infos={}, train_sizes={}, passes={}, datasets={}), Extras("meta")
+    cells: list[RunSpec | Skipped] = []
     for pair in pairs:
         problems.messages += (misfits := _teacher_misfits(anchor, pair))
         fitted = _fit(opened[pair.name], pair, registry, problems)
@@ -118,22 +122,28 @@ def make_plan(request: Request, registry: Registry) -> Plan:
         found_data, kept, plan.infos[pair.name] = fitted
         plan.datasets[pair.name] = found_data.info
         size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
-        stage = _Stage(pair, plan.infos[pair.name], size, registry, extras)
+        stage = _Stage(pair, plan.infos[pair.name], size, registry, extras, request.devices)
         for method in methods:
             found = problems.attempt(
                 lambda m=method, d=found_data, s=stage: _cell(request, registry, anchor, m, s, d, settings)  # type: ignore[misc]
             )
             if isinstance(found, Skipped):
-                plan = replace(plan, skipped=(*plan.skipped, found))
+                cells.append(found)
             elif found:
                 specs, passes = found
                 plan.passes.update(dict.fromkeys(((pair.name, spec.row) for spec in specs), passes))
-                plan = replace(plan, runs=(*plan.runs, *specs))
+                cells += specs
     problems.raise_if_any()
-    if not plan.runs:
-        reasons = "; ".join(f"{s.method} on {s.pair}: {s.reason}" for s in plan.skipped)
+    return _with_cells(plan, cells)
+
+
+def _with_cells(plan: Plan, cells: Sequence[RunSpec | Skipped]) -> Plan:
+    skipped = tuple(cell for cell in cells if isinstance(cell, Skipped))
+    runs = tuple(cell for cell in cells if isinstance(cell, RunSpec))
+    if not runs:
+        reasons = "; ".join(f"{s.method} on {s.pair}: {s.reason}" for s in skipped)
         raise ConfigError(f"nothing to run: {reasons}")
-    return plan
+    return replace(plan, runs=runs, skipped=skipped)
 
 
 def _cell(
@@ -296,8 +306,10 @@ def _settled(
 class _Stage:
     """Where the methods of one pair are rehearsed."""
 
-    def __init__(self, pair: Pair, info: PairInfo, train_size: int, registry: Registry, extras: Extras) -> None:
-        self.pair, self.info, self.train_size = pair, info, train_size
+    def __init__(
+        self, pair: Pair, info: PairInfo, train_size: int, registry: Registry, extras: Extras, devices: int = 1
+    ) -> None:
+        self.pair, self.info, self.train_size, self.devices = pair, info, train_size, devices
         self.backbones, self.extras = registry.backbones, extras
 
     def passes(
@@ -308,8 +320,10 @@ class _Stage:
             raise Unsupported(reason)
         anchor = apply_deviations(anchor, deviations)
         batch = min(anchor.data.batch_size, self.train_size)
+        if reason := indivisible(method, anchor, batch, self.devices):
+            raise Unsupported(reason)
         info = self.info if method.uses_teacher else replace(self.info, teachers=())
-        steps, together = self.train_size // batch, max(1, batch // anchor.step.accumulate)
+        steps, together = self.train_size // batch, batch_of_pass(method, anchor, batch, self.devices)
         kept = round(self.train_size / (1 - anchor.data.validation_fraction)) - self.train_size
         freezing = anchor.freezing.use_partial_freeze
         context = Context(info, self.train_size, anchor.schedule.epochs, steps, together, 0, kept, freezing)

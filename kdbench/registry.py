@@ -1,7 +1,8 @@
 """The registry: everything plugins bring, under unique names, with the package each came from.
 
-Nothing is imported before :func:`load` is called. Built-ins are modules of ``kdbench.methods``, ``.backbones`` and
-``.datasets``; they are found by listing the packages and registered through the same hooks as entry points.
+Nothing is imported before :func:`load` is called. Built-ins are modules of ``kdbench.methods``, ``.backbones``,
+``.datasets`` and ``.execution``; they are found by listing the packages and registered through the same hooks as entry
+points.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from kdbench.config.pairs import load_pair
 from kdbench.config.presets import Preset, load_preset
 from kdbench.config.recipes import TeacherRecipe, check_names, load_recipe
 from kdbench.datasets.base import Dataset
+from kdbench.engine import Engine
 from kdbench.errors import FAULTS, ConfigError, PluginError, unknown
 from kdbench.method import AnyMethod
 from kdbench.spec import PluginRef
@@ -38,7 +40,7 @@ from kdbench.types import Pair
 
 GROUP = "kdbench"
 OWN = "kdbench"  # distribution of the built-ins
-_BUILT_IN_PACKAGES = ("kdbench.methods", "kdbench.backbones", "kdbench.datasets", "kdbench.config")
+_BUILT_IN_PACKAGES = ("kdbench.methods", "kdbench.backbones", "kdbench.datasets", "kdbench.config", "kdbench.execution")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")  # names become parts of paths
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -175,11 +177,13 @@ class Registry:
         self.recipes: Table[TeacherRecipe] = Table("recipe")
         self.presets: Table[Preset] = Table("preset")
         self.ladders: Table[Ladder] = Table("ladder")
+        self.executors: Table[Engine] = Table("executor")
         by_name = {plugin.name: plugin for plugin in self.plugins}
         self._fill(manager, by_name, "kdbench_methods", self.methods, lambda m: m.name)
         for value, owner in self._returned(manager, by_name, "kdbench_backbones"):
             self._add_backbone(value, owner)
         self._fill(manager, by_name, "kdbench_datasets", self.datasets, lambda d: d.name)
+        self._fill(manager, by_name, "kdbench_executors", self.executors, lambda engine: engine.name)
         self._fill(manager, by_name, "kdbench_anchors", self.anchors, lambda path: path.stem)
         for file, owner in self._returned(manager, by_name, "kdbench_pairs"):
             pair = load_pair(Path(file), self.backbones, self.datasets)

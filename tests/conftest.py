@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,33 @@ from kdbench.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+TOGETHER = ("tests/engines/", "tests/training/team/")  # folders whose tests run in one worker
+NOT_TESTED = "not tested: "  # begins the reason of a skip for want of what CI has
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not tested here, and how much of it."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()))
+    missing = {reason.partition(NOT_TESTED)[2]: count for reason, count in reasons.items() if NOT_TESTED in reason}
+    for reason, count in missing.items():
+        terminalreporter.write_line(f"NOT TESTED HERE: {count} tests: {reason}", yellow=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give tests that share something dear, as a cluster, to one worker; the others one by one to whoever is free.
+
+    What ``--dist loadgroup`` does with marks, by folders: with pytest 9.2 the marks of xdist 3.8 have no effect.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

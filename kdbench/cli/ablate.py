@@ -33,10 +33,10 @@ def ablate_command(
     from kdbench.ablation.expanding import Ablation, expand, ladder_of
     from kdbench.cli.planning import Asked, plan_for
 
-    how, cells = split(options)
+    how, cells = split(options, state)
     registry = state.registry()
     chosen = ladder_of(method, ladder, registry)
-    asked = Asked(**{**cells, "method": method, "anchor": cells["anchor"] or chosen.anchor})
+    asked = Asked(**{**cells, "method": method, "anchor": cells["anchor"] or chosen.anchor, "elsewhere": how.elsewhere})
     made: list[Ablation] = []
 
     def make(request: Any, known: Any) -> Any:
@@ -59,11 +59,13 @@ def ablate_command(
 
 def _report(ablation: Any, asked: Any) -> None:
     from kdbench.ablation.results import rungs
-    from kdbench.ablation.writing import to_markdown, write
+    from kdbench.ablation.writing import FOLDER, to_markdown, write
     from kdbench.store import RunStore
 
-    steps = rungs(ablation, RunStore(asked.out))
-    paths = write(ablation, steps, asked.out)
+    store = RunStore(asked.out)
+    steps = rungs(ablation, store)
+    paths = write(ablation, steps, store.root)
+    store.at(FOLDER).push()
     click.echo(to_markdown(ablation, steps))
     for path in paths:
         click.echo(f"wrote {path}")

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from kdbench.places import Where, where
+
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_ANCHOR = "fair_baseline"
 DEFAULT_CACHE_SIZE = 16.0  # GiB
@@ -35,12 +37,27 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class WhereType(click.ParamType["Where"]):
+    """A folder, or a URL such as ``s3://bucket/runs``."""
+
+    name = "folder|url"
+
+    def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> Where:
+        """Return the place."""
+        return where(value) if isinstance(value, str) else value
+
+
+def where_option(flag: str, default: str, text: str) -> Callable[[F], F]:
+    """Return an option that takes a folder or a URL."""
+    return click.option(flag, default=default, show_default=True, type=WhereType(), help=text)
+
+
 def path_option(flag: str, default: str, text: str) -> Callable[[F], F]:
     """Return an option that takes a folder."""
     return click.option(flag, default=default, show_default=True, type=click.Path(path_type=Path), help=text)
 
 
-teachers_option = path_option("--teachers", "teachers", "Folder of the teacher artefacts.")
+teachers_option = where_option("--teachers", "teachers", "Folder or URL of the teacher artefacts.")
 data_option = path_option("--data", "data", "Folder of the datasets.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 devices_option = click.option(
@@ -50,8 +67,16 @@ devices_option = click.option(
     metavar="D[,D...]",
     help="auto (a GPU, else the CPU), cpu, cuda (all GPUs), cuda:N[,cuda:M...]; workers are spread over them.",
 )
+devices_per_run_option = click.option(
+    "--devices-per-run",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Devices that train each run together (torchrun); the batch is divided among them.",
+)
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads per worker [default: cores / jobs]."
+    "--threads", type=click.IntRange(1), help="CPU threads per worker and device [default: cores / jobs]."
 )
 measure_option = click.option(
     "--measure/--no-measure", default=True, show_default=True, help="Time a few steps of each run to predict its time."
@@ -94,10 +119,11 @@ runs_options = apply(
     per_class_option,
     click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Set a method's option."),
     click.option("--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe."),
-    path_option("--out", "runs", "Folder of the runs."),
+    where_option("--out", "runs", "Folder or URL of the runs."),
     teachers_option,
     data_option,
     devices_option,
+    devices_per_run_option,
     cache_options,
 )
 cells_options = apply(
@@ -123,7 +149,8 @@ class LanesType(click.ParamType[int | None]):
 workers_options = apply(
     threads_option,
     click.option(
-        "--jobs", type=click.IntRange(1), help="Workers at a time, over all devices  [default: one per device]."
+        "--jobs", "--max-concurrent", "jobs", type=click.IntRange(1), metavar="N",
+        help="Workers at a time, over all devices or machines  [default: one per device, or the executor's own].",
     ),
     click.option(
         "--lanes", type=LanesType(), default="auto", show_default=True, metavar="auto|N",
@@ -136,7 +163,14 @@ workers_options = apply(
 )  # fmt: skip
 carrying_options = apply(
     workers_options,
-    click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True),
+    click.option(
+        "--executor", default="local", show_default=True, metavar="NAME",
+        help="What runs the workers (kdbench list executors).",
+    ),
+    click.option(
+        "--executor-option", multiple=True, metavar="KEY=VALUE",
+        help="Set an option of the executor (kdbench show NAME; repeatable).",
+    ),
     click.option(
         "--timeout",
         type=click.FloatRange(0),
@@ -149,7 +183,7 @@ carrying_options = apply(
     click.option("--dry-run", is_flag=True, help="Only show the plan."),
     measure_option,
     click.option("--retry-failed", is_flag=True, help="Run again what failed for outside reasons."),
-)
+)  # fmt: skip
 
 
 def seeds_of(count: int | None, listed: str | None) -> tuple[int, ...]:

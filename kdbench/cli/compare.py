@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from kdbench.cli.arguments import WhereType
 from kdbench.cli.stored import stored_runs
+from kdbench.places import Where
 
 
 @click.command("compare")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=WhereType())
 @click.option("--pair", metavar="PAIR", help="Only this pair.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare_command(first: str, second: str, runs: tuple[Path, ...], pair: str | None, as_json: bool) -> None:
+def compare_command(first: str, second: str, runs: tuple[Where, ...], pair: str | None, as_json: bool) -> None:
     """Compare methods A and B (or METHOD@VARIANT) by their runs under RUNS (default: runs).
 
     Differences are A minus B, paired by seed. One question, so p is not corrected; for many, see the leaderboard.

@@ -42,12 +42,13 @@ def expect(
     if not todo:
         return TimeLeft({}, None)
     rest = replace(plan, runs=tuple(todo))
-    machine = set_up(str(workers.devices[0]), workers.threads)
-    rough = nominal(works_of(rest, recipes, registry), NOMINAL_FLOPS[machine.device.type])
+    rough = nominal(works_of(rest, recipes, registry), NOMINAL_FLOPS[workers.devices[0].type])
     times = by_run(todo, recipes, rough)
     budget = min(BUDGET, WORTH * sum(run.alone for run in times.values()) / workers.jobs)
-    if not measure or budget < LEAST:
+    # What several devices take together is not measured, and what others take cannot be.
+    if not measure or budget < LEAST or workers.where == "cluster" or workers.per_run > 1:
         return TimeLeft(times, None)
+    machine = set_up(str(workers.devices[0]), workers.threads)
     found = forecast(rest, recipes, registry, machine, measurer(machine), budget)
     if not found.runs:
         return TimeLeft(times, None)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from kdbench.cli.arguments import names, path_option
+from kdbench.cli.arguments import WhereType, names, path_option
 from kdbench.cli.main import State
 from kdbench.cli.stored import stored_runs
+from kdbench.places import Where
 
 
 @click.command("leaderboard")
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=WhereType())
 @path_option("--out", "board", "Folder the tables are written to.")
 @click.option(
     "--format",
@@ -24,7 +25,7 @@ from kdbench.cli.stored import stored_runs
 )
 @click.option("--records", is_flag=True, help="Copy the records to OUT/runs, so that anyone can rebuild the tables.")
 @click.pass_obj
-def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats: str, records: bool) -> None:
+def leaderboard_command(state: State, runs: tuple[Where, ...], out: Path, formats: str, records: bool) -> None:
     """Write tables and a page from the records under RUNS (default: runs) and print the Markdown table."""
     from kdbench.leaderboard import (
         CURVES,
@@ -37,7 +38,7 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
         write,
         write_manifest,
     )
-    from kdbench.leaderboard.publishing import FILES as PUBLISHED
+    from kdbench.leaderboard.publishing import is_published
 
     wanted = names(formats)
     check_formats(wanted)
@@ -51,7 +52,7 @@ def leaderboard_command(state: State, runs: tuple[Path, ...], out: Path, formats
         board = build(read_cells(copies, curves=curves), columns, answers=read_answers)
     paths = list(write(board, out, wanted))
     if records:
-        published = [run.path / name for run, _ in copies for name in PUBLISHED if (run.path / name).is_file()]
+        published = [path for run, _ in copies for path in sorted(run.path.iterdir()) if is_published(path.name)]
         paths.append(write_manifest(out, [*paths, *published], columns))
     click.echo(to_markdown(board))
     for path in paths:

@@ -22,5 +22,5 @@ def print_lanes(plan: Any, asked: Any, room: Any) -> None:
 
     store = RunStore(asked.out)
     # Whether there is a record, not what it says: a damaged one is the driver's to set aside.
-    if todo := [spec for spec in plan.runs if not (store.folder(spec.run_id).path / RECORD).exists()]:
+    if todo := [spec for spec in plan.runs if not store.folder(spec.run_id).has(RECORD)]:
         click.echo(room.described(todo))

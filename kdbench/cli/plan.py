@@ -8,7 +8,7 @@ import click
 
 from kdbench.cli.arguments import apply, cells_options, measure_option, workers_options
 from kdbench.cli.main import State
-from kdbench.cli.workers import OPTIONS, Workers, room_for, workers_of
+from kdbench.cli.workers import OPTIONS, Workers, machine_of, room_for, workers_of
 
 MOST_OPTIONS = 12  # that a cell shows in full
 
@@ -26,7 +26,8 @@ def plan_command(state: State, /, measure: bool, **options: Any) -> None:
     workers = {name: options.pop(name) for name in OPTIONS}
     asked = asked_for(state.registry(), **options)
     plan = plan_for(asked, state.registry())
-    print_plan(plan, asked, state.registry(), workers_of(asked.device, **workers), measure=measure)
+    there = workers_of(asked.device, **workers, per_run=asked.devices_per_run)
+    print_plan(plan, asked, state.registry(), there, measure=measure)
 
 
 def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measure: bool) -> None:
@@ -38,17 +39,19 @@ def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measur
     from kdbench.execution.driver import missing_teachers
     from kdbench.memory import estimate, spoken_size
     from kdbench.store import RunStore
-    from kdbench.training.environment import set_up
     from kdbench.training.forecast import forecast, measurer, said
 
     store = RunStore(asked.out)
     room = room_for(workers, plan, registry)
-    machine = set_up(str(workers.devices[0]), workers.threads)
+    here = workers.where != "cluster"
+    machine = machine_of(workers)
     todo = [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]
     missing = missing_teachers(todo, TeacherStore(asked.teachers))
-    found = forecast(plan, missing, registry, machine, measurer(machine) if measure and todo else None)
+    found = forecast(plan, missing, registry, machine, measurer(machine) if measure and todo and here else None)
     headers = ("pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory")
     click.echo(tabulate(_rows(plan, store, found, registry), headers=headers, disable_numparse=True))
+    if workers.per_run > 1:
+        click.echo(f"each run has {workers.per_run} devices; times and memory are those of one")
     print_notes(plan)
     for recipe in missing:
         time = f", {said(found.recipes[recipe.name])}" if found.recipes else ""
@@ -61,15 +64,15 @@ def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measur
     print_lanes(plan, asked, room)
     if found.runs:
         click.echo(_total(room.cohorts(todo), found, workers))
-    _print_cache(plan, asked, machine.device.type)
+    _print_cache(plan, asked, machine.device.type, used=workers.per_run == 1)
 
 
-def _print_cache(plan: Any, asked: Any, device: str) -> None:
+def _print_cache(plan: Any, asked: Any, device: str, *, used: bool) -> None:
     from kdbench.cli.workplaces import cache_place
     from kdbench.training.teacher_cache.outlook import outlooks
 
     place = cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size)
-    for line in ["teacher cache: off"] if place is None else outlooks(plan, place, device):
+    for line in ["teacher cache: off"] if place is None or not used else outlooks(plan, place, device):
         click.echo(line)
 
 

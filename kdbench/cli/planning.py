@@ -14,9 +14,10 @@ from kdbench.cli.arguments import DEFAULT_ANCHOR, DEFAULT_CACHE_SIZE, names, see
 from kdbench.config.presets import Preset, load_preset
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
+from kdbench.places import Url, Where
 from kdbench.plan import ALL, Plan, Request, make_plan
 from kdbench.registry import Registry
-from kdbench.training.devices import memory_of, resolve_devices
+from kdbench.training.devices import devices_elsewhere, memory_of, resolve_devices
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,20 @@ class Asked:
     anchor: str
     settings: tuple[str, ...]
     teacher: str | None
-    out: Path
-    teachers: Path
+    out: Where
+    teachers: Where
     data: Path
     device: str
     variant: str = ""
     cache: Path | None = None
     teacher_cache: str = "auto"
     cache_size: float = DEFAULT_CACHE_SIZE
+    elsewhere: bool = False  # whether the device is one of other machines
+    devices_per_run: int = 1
+
+    def devices(self) -> tuple[torch.device, ...]:
+        """Return the devices; raises ConfigError if they are not there."""
+        return devices_elsewhere(self.device) if self.elsewhere else resolve_devices(self.device)
 
     def request(self) -> Request:
         """Return them as a request."""
@@ -54,6 +61,7 @@ class Asked:
             teacher_names=names(self.teacher or ""),
             data_root=self.data,
             variant=self.variant,
+            devices=self.devices_per_run,
         )
 
 
@@ -119,8 +127,13 @@ def plan_for(asked: Asked, registry: Registry, make: Callable[[Request, Registry
     from kdbench.artefacts import TeacherStore
 
     problems: list[str] = []
+    if asked.devices_per_run > 1 and isinstance(asked.out, Url):
+        problems.append(
+            f"--devices-per-run {asked.devices_per_run}: --out {asked.out}: a run at a URL is trained in the copy of "
+            "one process; give a folder, or leave --devices-per-run out"
+        )
     try:
-        devices = resolve_devices(asked.device)
+        devices = asked.devices()
     except ConfigError as error:
         devices = (torch.device("cpu"),)
         problems.append(str(error))
@@ -128,7 +141,8 @@ def plan_for(asked: Asked, registry: Registry, make: Callable[[Request, Registry
         plan = make(asked.request(), registry)
     except ConfigError as error:
         raise ProblemList([*getattr(error, "problems", [str(error)]), *problems]) from error
-    problems += too_large(plan, registry, min(map(memory_of, devices)))
+    if not asked.elsewhere:
+        problems += too_large(plan, registry, min(map(memory_of, devices)))
     store = TeacherStore(asked.teachers)
     for spec in {(s.pair, s.dataset.label): s for s in plan.runs if s.teacher_names}.values():
         problems += _teacher_problems(spec, store, plan)

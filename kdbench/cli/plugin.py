@@ -6,6 +6,12 @@ import click
 
 from kdbench.cli.main import State, Suggesting
 
+_ON_SEVERAL_DEVICES = {
+    None: "refused; declare Method.distributed to allow it",
+    "slices": "each computes the losses of its own images",
+    "gathered": "each computes the losses of the whole batch",
+}
+
 
 @click.group("plugin", cls=Suggesting)
 def plugin_command() -> None:
@@ -30,6 +36,7 @@ def check(state: State, name: str) -> None:
         results = check_method(table[method])
         for result in results:
             click.echo(f"{method}: {result.name}: {'ok' if result.ok else 'FAILED: ' + result.message}")
+        click.echo(f"{method}: on several devices: {_ON_SEVERAL_DEVICES[table[method].distributed]}")
         bad += sum(not result.ok for result in results)
     click.echo(f"{len(chosen)} method(s) checked, {bad} problem(s)")
     if bad:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdbench.cli.arguments import apply, carrying_options, cells_options
 from kdbench.cli.main import State
 from kdbench.cli.workers import Workers, room_for, workers_of
+
+if TYPE_CHECKING:
+    from kdbench.engine import Engine
+    from kdbench.method import Options
 
 
 @click.command("run")
@@ -26,11 +30,15 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
     from kdbench.cli.plan import print_plan
     from kdbench.cli.planning import asked_for, plan_for
 
-    how, cells = split(options)
-    asked = asked_for(state.registry(), **cells)
+    how, cells = split(options, state)
+    asked = asked_for(state.registry(), **cells, elsewhere=how.elsewhere)
     plan = plan_for(asked, state.registry())
     if dry_run:
         print_plan(plan, asked, state.registry(), how.workers(asked), measure=measure)
+        if how.elsewhere:
+            from kdbench.cli.needing import print_needs
+
+            print_needs(plan, asked, how, state.registry())
         return
     failed = train(plan, asked, how, state, measure=measure)
     if failed:
@@ -39,60 +47,92 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
 
 @dataclass(frozen=True)
 class How:
-    """How the runs of a plan are carried out, as parsed."""
+    """How the runs of a plan are carried out: the options as parsed, the engine and what is set of it."""
 
     threads: int | None
     jobs: int | None
     lanes: int | None
     memory: float | None
-    executor: str
     timeout: float
     no_train_teachers: bool
     retry_failed: bool
+    engine: Engine
+    engine_options: Options
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers run on other machines."""
+        return self.engine.where == "cluster"
 
     def workers(self, asked: Any) -> Workers:
         """Return the workers on the devices that the command asks for."""
-        inline = self.executor == "inline"
-        return workers_of(asked.device, self.threads, self.jobs, self.lanes, self.memory, inline=inline)
+        how = (self.threads, self.jobs, self.lanes, self.memory)
+        return workers_of(asked.device, *how, self.engine, per_run=asked.devices_per_run)
 
 
-def split(options: dict[str, Any]) -> tuple[How, dict[str, Any]]:
-    """Return how to run apart from what to run."""
-    how = {name: options[name] for name in How.__dataclass_fields__}
-    return How(**how), {name: value for name, value in options.items() if name not in how}
+def split(options: dict[str, Any], state: State) -> tuple[How, dict[str, Any]]:
+    """Return how to run apart from what to run.
+
+    Raises:
+        ConfigError: If there is no such executor, it is not installed, or has no such options.
+    """
+    engine = state.registry().executors[options.pop("executor")]
+    engine.check_installed()
+    chosen = {"engine": engine, "engine_options": engine.options(options.pop("executor_option"))}
+    how = {name: options.pop(name) for name in How.__dataclass_fields__ if name not in chosen}
+    return How(**how, **chosen), options
 
 
 def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
     from kdbench.cli.expecting import expect
+    from kdbench.cli.needing import Needing
     from kdbench.cli.notes import print_lanes, print_notes
     from kdbench.cli.progress import Reporter
-    from kdbench.cli.workplaces import cache_place
+    from kdbench.cli.run_one import inline_worker
     from kdbench.execution.driver import Order, carry_out
-    from kdbench.execution.jobs import Settings
+    from kdbench.execution.seam import Opening
 
     workers = how.workers(asked)
     room = room_for(workers, plan, state.registry())
     _fetch_weights(plan, asked, state)
-    settings = Settings(
-        store=asked.out,
-        teachers=asked.teachers,
-        data=asked.data,
-        devices=tuple(map(str, workers.devices)),
-        threads=workers.threads,
-        without=state.without,
-        cache=cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size),
-    )
+    settings = _settings(asked, workers, state)
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     order = Order(
-        plan.runs, asked.anchor, classes, settings, room.cohorts, workers.jobs, not how.no_train_teachers,
-        how.retry_failed,
+        plan.runs, asked.anchor, classes, settings, room.cohorts, workers.jobs + how.engine.queue,
+        not how.no_train_teachers, how.retry_failed,
     )  # fmt: skip
     print_notes(plan)
     print_lanes(plan, asked, room)
     left = expect(plan, asked, workers, room, state.registry(), measure=measure, retry_failed=how.retry_failed)
     with _stops_as_interrupt(), Reporter(plan.runs, left) as reporter:
-        records = carry_out(order, _engine(how, settings, reporter, state))
+        opening = Opening(
+            settings, reporter.see, how.engine_options, workers.jobs, 60 * how.timeout,
+            Needing(plan, workers, room, state.registry()), inline_worker(settings, reporter.see, state),
+        )  # fmt: skip
+        with contextlib.closing(how.engine.open(opening)) as executor:
+            records = carry_out(order, executor)
+    return _failures_of(records, asked)
+
+
+def _settings(asked: Any, workers: Workers, state: State) -> Any:
+    from kdbench.cli.workplaces import cache_place
+    from kdbench.execution.jobs import Settings
+
+    return Settings(
+        store=asked.out,
+        teachers=asked.teachers,
+        data=asked.data,
+        devices=workers.places,
+        threads=workers.threads,
+        without=state.without,
+        cache=cache_place(asked.teachers, asked.cache, asked.teacher_cache, asked.cache_size),
+        devices_per_run=asked.devices_per_run,
+    )
+
+
+def _failures_of(records: Sequence[Any], asked: Any) -> bool:
+    """Say what came of the runs; return whether one failed for outside reasons."""
     failed = [record for record in records if record.status == "infra_failed"]
     diverged = [record for record in records if record.status == "diverged"]
     good = len(records) - len(failed) - len(diverged)
@@ -111,7 +151,7 @@ def _fetch_weights(plan: Any, asked: Any, state: State) -> None:
 
     store, backbones = RunStore(asked.out), state.registry().backbones
     # Whether there is a record, not what it says: a damaged one is the worker's to set aside.
-    for pair in {spec.pair for spec in plan.runs if not (store.folder(spec.run_id).path / RECORD).exists()}:
+    for pair in {spec.pair for spec in plan.runs if not store.folder(spec.run_id).has(RECORD)}:
         info = plan.infos[pair]
         if (backbone := backbones[info.student.name]).pretrained:
             pretrained_build(backbone)(info.student.classes, info.image)
@@ -132,14 +172,3 @@ def _stops_as_interrupt() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _engine(how: How, settings: Any, reporter: Any, state: State) -> Any:
-    if how.executor == "inline":
-        from kdbench.cli.run_one import inline_worker
-        from kdbench.execution.inline import InlineExecutor
-
-        return InlineExecutor(inline_worker(settings, reporter.see, state))
-    from kdbench.execution.local import LocalExecutor
-
-    return LocalExecutor(settings, reporter.see, patience=60 * how.timeout)

@@ -3,55 +3,72 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kdbench.cli.arguments import (
+    WhereType,
     apply,
     cache_options,
     data_option,
-    device_option,
+    devices_option,
+    devices_per_run_option,
     events_option,
     teachers_option,
     threads_option,
 )
 from kdbench.cli.main import State
 from kdbench.cli.workplaces import cache_place, workplace
+from kdbench.places import Where
 
 
 @click.command("run-one")
 @apply(
-    click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder of the runs."),
+    click.option("--store", required=True, type=WhereType(), help="Folder or URL of the runs."),
     click.option("--run", "run_ids", required=True, multiple=True, metavar="ID", help="Run id (repeatable)."),
     teachers_option,
     data_option,
-    device_option,
+    devices_option,
+    devices_per_run_option,
     threads_option,
     cache_options,
     events_option,
 )
 @click.pass_obj
 def run_one_command(
-    state: State, /, store: Path, run_ids: tuple[str, ...], teachers: Path, data: Path, device: str,
-    threads: int | None, events: bool, **cache: Any,
+    state: State, /, store: Where, run_ids: tuple[str, ...], teachers: Where, data: Path, device: str,
+    threads: int | None, devices_per_run: int, events: bool, **caching: Any,
 ) -> None:  # fmt: skip
-    """Train planned runs by id, together; exit 0 if their records are written, 65 if one is not ok, 75 if stopped."""
+    """Train planned runs by id, together; exit 0 if their records are written, 65 if one is not ok, 75 if stopped.
+
+    With several devices per run, this process starts one more for each of them.
+    """
     from kdbench.execution.events import of_record
     from kdbench.execution.jobs import FAILED
+    from kdbench.execution.members import leads, one_voice, started
+    from kdbench.execution.torchrun import launch
     from kdbench.execution.worker import EventLog, StopFlag, emit
     from kdbench.store import RunStore
     from kdbench.training.runs import run_cohort
 
+    if devices_per_run > 1 and not started():
+        raise SystemExit(launch(sys.argv[1:], devices_per_run))
     flag = StopFlag()
-    flag.install()
+    # The process that started this one passes signals on; what it leaves behind when it is killed hears of none.
+    flag.install(signal.SIGKILL if devices_per_run > 1 else signal.SIGTERM)
     if events:
-        logging.getLogger("kdbench").addHandler(EventLog(logging.WARNING))
-    kept = cache_place(teachers, **cache)
-    place = workplace(state, teachers, data, device, threads, emit if events else None, flag, kept)
-    records = run_cohort(run_ids, RunStore(store), place)
+        logging.getLogger("kdbench").addHandler(EventLog(logging.WARNING) if leads() else logging.NullHandler())
+    send, kept = emit if events else None, cache_place(teachers, **caching)
+    with one_voice():
+        place = workplace(state, teachers, data, device, threads, send, flag, kept, devices_per_run)
+        records = run_cohort(run_ids, RunStore(store), place)
+        place.machine.team.leave()
     for record in records:
         if events:
             emit(of_record(record))
@@ -69,13 +86,13 @@ def inline_worker(settings: Any, send: Callable[[Any], None], state: State) -> C
     from kdbench.training.runs import run_cohort
 
     where = (settings.teachers, settings.data, settings.devices[0], settings.threads)
-    place = workplace(state, *where, send, cache=settings.cache)
+    place = cache(lambda: workplace(state, *where, send, cache=settings.cache))  # when the first job is done here
 
     def work(job: Any) -> None:
         if job.run_ids:
-            for record in run_cohort(job.run_ids, RunStore(settings.store), place):
+            for record in run_cohort(job.run_ids, RunStore(settings.store), place()):
                 send(of_record(record))
         else:
-            train_by_name(job.recipe, place, send)
+            train_by_name(job.recipe, place(), send)
 
     return work

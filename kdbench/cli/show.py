@@ -8,17 +8,22 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 
+from kdbench.cli.arguments import WhereType
 from kdbench.cli.main import State
+from kdbench.places import Where
 
-KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes", "presets", "ladders", "plugins", "teachers")
+KINDS = (
+    "methods", "backbones", "pairs", "datasets", "anchors", "recipes", "presets", "ladders", "executors", "plugins",
+    "teachers",
+)  # fmt: skip
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
-@click.option("--teachers", default="teachers", type=click.Path(path_type=Path), help="Folder of the artefacts.")
+@click.option("--teachers", default="teachers", type=WhereType(), help="Folder or URL of the artefacts.")
 @click.pass_obj
-def list_command(state: State, kind: str, teachers: Path) -> None:
-    """List methods, backbones, pairs, datasets, anchors, recipes, presets, ladders, plugins or teachers."""
+def list_command(state: State, kind: str, teachers: Where) -> None:
+    """List methods, backbones, pairs, datasets, anchors, recipes, presets, ladders, executors, plugins or teachers."""
     from tabulate import tabulate
 
     if kind == "teachers":
@@ -83,6 +88,12 @@ class _Lists:
         return ("method", "ladder", "default", "steps", "anchor", "description"), rows
 
     @staticmethod
+    def executors(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
+        rows = [(e.name, e.description, e.missing() or "yes", registry.executors.owner(e.name).distribution)
+                for e in registry.executors.values()]  # fmt: skip
+        return ("executor", "description", "installed", "distribution"), rows
+
+    @staticmethod
     def plugins(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
         rows = [(p.name, p.distribution, p.version, p.ref().file_sha256[:12], p.file) for p in registry.plugins]
         return ("plugin", "distribution", "version", "sha256", "file"), rows
@@ -101,13 +112,13 @@ def _anchor(name: str, registry: Any) -> Any:
 @click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Channels of its input.")
 @click.pass_obj
 def show_command(state: State, name: str, size: int, classes: int, channels: int) -> None:
-    """Show a method, backbone, pair, dataset, anchor, recipe, preset or ladder (METHOD.LADDER) by NAME."""
+    """Show a method, backbone, pair, dataset, anchor, recipe, preset, ladder (METHOD.LADDER) or executor by NAME."""
     from kdbench.errors import ConfigError, nearest
 
     registry = state.registry()
     views = {
         "methods": _show_method, "anchors": _show_anchor, "recipes": _show_recipe, "pairs": _show_pair,
-        "datasets": _show_dataset, "presets": _show_preset, "ladders": _show_ladder,
+        "datasets": _show_dataset, "presets": _show_preset, "ladders": _show_ladder, "executors": _show_executor,
     }  # fmt: skip
     found = False
     for kind, view in views.items():
@@ -127,8 +138,6 @@ def show_command(state: State, name: str, size: int, classes: int, channels: int
 
 
 def _show_method(name: str, registry: Any) -> None:
-    from tabulate import tabulate
-
     method, owner = registry.methods[name], registry.methods.owner(name)
     source = method.source
     click.echo(f"method {name} (version {method.version}, {owner.distribution} {owner.version})")
@@ -136,19 +145,25 @@ def _show_method(name: str, registry: Any) -> None:
     click.echo(f"source: {source.title} ({source.year}) {source.url} {source.code}".rstrip())
     if source.deviations:
         click.echo(f"deviations from it: {source.deviations}")
-    rows = [
-        (key, kind, field.default, ", ".join([*map(_bound, field.metadata), *bounds]), field.description)
-        for key, field in method.options_type.model_fields.items()
-        for kind, bounds in [_type(field.annotation)]
-    ]
-    if rows:
-        click.echo(tabulate(rows, headers=("option", "type", "default", "range", "meaning")))
+    _print_options(method.options_type)
     for line in _recommended(method, registry):
         click.echo(line)
     if method.owns:
         click.echo(f"its own business, whatever the anchor says: {', '.join(method.owns)}")
     for deviation in method.deviations:
         click.echo(f"deviates from the anchor: {deviation.key} = {deviation.value} ({deviation.reason})")
+
+
+def _print_options(options_type: Any) -> None:
+    from tabulate import tabulate
+
+    rows = [
+        (key, kind, field.default, ", ".join([*map(_bound, field.metadata), *bounds]), field.description)
+        for key, field in options_type.model_fields.items()
+        for kind, bounds in [_type(field.annotation)]
+    ]
+    if rows:
+        click.echo(tabulate(rows, headers=("option", "type", "default", "range", "meaning")))
 
 
 def _recommended(method: Any, registry: Any) -> list[str]:
@@ -258,3 +273,11 @@ def _show_dataset(name: str, registry: Any) -> None:
             f"{info.train_size} training and {info.test_size} test images {info.image}, {len(info.classes)} classes, "
             f"horizontal flips {'allowed' if info.mirror else 'not allowed'}"
         )
+
+
+def _show_executor(name: str, registry: Any) -> None:
+    engine, owner = registry.executors[name], registry.executors.owner(name)
+    click.echo(f"executor {name} ({owner.distribution} {owner.version}): {engine.description}")
+    if missing := engine.missing():
+        click.echo(f"not installed: {missing}; pip install '{engine.requirement}'")
+    _print_options(engine.options_type)

@@ -20,6 +20,7 @@ from kdbench.cli.arguments import (
 )
 from kdbench.cli.main import State, Suggesting
 from kdbench.cli.teacher_cache import cache_command
+from kdbench.places import Where
 
 _place = apply(teachers_option, data_option, device_option, threads_option)
 
@@ -49,7 +50,7 @@ teacher_command.add_command(cache_command)
 @click.pass_obj
 def train(
     state: State, backbone: str, dataset: str, seed: int, per_class: int | None, recipe: str | None,
-    anchor: str | None, scratch: bool, teachers: Path, data: Path, device: str, threads: int | None, events: bool,
+    anchor: str | None, scratch: bool, teachers: Where, data: Path, device: str, threads: int | None, events: bool,
 ) -> None:  # fmt: skip
     """Train a teacher by a recipe or an anchor; an interrupted training continues, a finished one is kept."""
     from kdbench.cli.progress import Reporter
@@ -93,7 +94,7 @@ def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
 @click.pass_obj
 def import_(
     state: State, file: Path, dataset: str, backbone: str | None, part: str | None, name: str | None,
-    normalisation: str, mapping: Path | None, teachers: Path, data: Path, device: str, threads: int | None,
+    normalisation: str, mapping: Path | None, teachers: Where, data: Path, device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Make an artefact of a foreign checkpoint (.pt, .pth, .th, .safetensors); no code in it is run."""
     from kdbench.cli.workplaces import workplace
@@ -124,7 +125,7 @@ def import_(
 @_place
 @click.pass_obj
 def verify(
-    state: State, names: tuple[str, ...], precision: str, batch_size: int, max_batches: int | None, teachers: Path,
+    state: State, names: tuple[str, ...], precision: str, batch_size: int, max_batches: int | None, teachers: Where,
     data: Path, device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Check hash and test accuracy of teachers (default: all)."""
@@ -165,12 +166,12 @@ def _verified(manifest: Any, found: Any, precision: str) -> str:
 
 @teacher_command.command("list")
 @teachers_option
-def list_(teachers: Path) -> None:
+def list_(teachers: Where) -> None:
     """List the artefacts of a folder."""
     print_teachers(teachers)
 
 
-def print_teachers(teachers: Path) -> None:
+def print_teachers(teachers: Where) -> None:
     """Print a table of the artefacts of a folder."""
     from tabulate import tabulate
 

@@ -23,6 +23,7 @@ from kdbench.cli.arguments import (
     threads_option,
 )
 from kdbench.cli.main import State
+from kdbench.places import Where
 
 SECONDS = 10.0  # between two lines where there is no terminal
 
@@ -36,7 +37,7 @@ SECONDS = 10.0  # between two lines where there is no terminal
 @apply(cache_folder_option, cache_size_option)
 @click.pass_obj
 def cache_command(
-    state: State, /, name: str, dataset: str, anchor: str, embedding: bool, per_class: int | None, teachers: Path,
+    state: State, /, name: str, dataset: str, anchor: str, embedding: bool, per_class: int | None, teachers: Where,
     data: Path, device: str, threads: int | None, cache: Path | None, cache_size: float,
 ) -> None:  # fmt: skip
     """Keep what teacher NAME says of every crop of every training image.

@@ -9,12 +9,13 @@ from typing import Any
 
 import click
 
-from kdbench.cli.arguments import apply, data_option, teachers_option
+from kdbench.cli.arguments import WhereType, apply, data_option, teachers_option
 from kdbench.cli.main import State
+from kdbench.places import Where
 
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path(path_type=Path), metavar="BOARD|RUN")
+@click.argument("bundle", type=WhereType(), metavar="BOARD|RUN")
 @apply(
     click.option("--rerun", is_flag=True, help="Train the run in the folder RUN again, and compare."),
     click.option("--out", type=click.Path(path_type=Path), help="With --rerun: store that keeps the second training."),
@@ -25,7 +26,7 @@ from kdbench.cli.main import State
 )
 @click.pass_obj
 def verify_command(
-    state: State, bundle: Path, rerun: bool, out: Path | None, teachers: Path, data: Path, device: str | None,
+    state: State, bundle: Where, rerun: bool, out: Path | None, teachers: Where, data: Path, device: str | None,
     threads: int | None,
 ) -> None:  # fmt: skip
     """Check a published board: tables, records, accuracies and hashes against each other.
@@ -35,21 +36,23 @@ def verify_command(
     With --rerun, train one finished run again with the same teachers, data and threads: exit 0 if the bits are equal, 4
     if not.
     """
+    from kdbench.mirror import local_copy
+
     if rerun:
-        _rerun(state, bundle, out, teachers, data, device, threads)
+        _rerun(state, local_copy(bundle), out, teachers, data, device, threads)
         return
     if out or device or threads:
         raise click.UsageError("--out, --device and --threads belong to --rerun; add it, or leave them out")
     from kdbench.errors import ProblemList
     from kdbench.verification import verify
 
-    if problems := _show(verify(bundle)):
+    if problems := _show(verify(local_copy(bundle))):
         raise ProblemList(problems)
     click.echo(f"{bundle}: its tables are what its records say")
 
 
 def _rerun(
-    state: State, path: Path, out: Path | None, teachers: Path, data: Path, device: str | None, threads: int | None
+    state: State, path: Path, out: Path | None, teachers: Where, data: Path, device: str | None, threads: int | None
 ) -> None:
     from kdbench.cli.workplaces import workplace
     from kdbench.errors import ConfigError, KdbenchError
@@ -58,6 +61,11 @@ def _rerun(
 
     run = open_run(path)
     around = run.record.environment
+    if around.world_size > 1:
+        raise ConfigError(
+            f"{path}: was trained on {around.world_size} devices together, and --rerun has one, which gives other "
+            f"bits; repeat it with kdbench run --devices-per-run {around.world_size} and another --out"
+        )
     place = workplace(state, teachers, data, device or around.device, threads or around.threads, None)
     with tempfile.TemporaryDirectory(prefix="kdbench-rerun-") as folder:
         store = RunStore(out or Path(folder))

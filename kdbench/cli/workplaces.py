@@ -8,14 +8,15 @@ from typing import Any
 
 from kdbench.cli.arguments import available_threads
 from kdbench.cli.main import State
+from kdbench.places import Where, scratch
 
 
-def cache_place(teachers: Path, cache: Path | None, teacher_cache: str, cache_size: float) -> Any:
+def cache_place(teachers: Where, cache: Path | None, teacher_cache: str, cache_size: float) -> Any:
     """Return where teachers' outputs are kept, or None if they are not.
 
     Args:
-        teachers: Folder of the artefacts.
-        cache: The folder; None = beside the artefacts.
+        teachers: Where the artefacts are.
+        cache: The folder; None = beside the artefacts; if they are at a URL, a local one.
         teacher_cache: ``auto`` or ``off``.
         cache_size: Its limit, in GiB.
     """
@@ -23,19 +24,21 @@ def cache_place(teachers: Path, cache: Path | None, teacher_cache: str, cache_si
 
     if teacher_cache == "off":
         return None
-    return CachePlace(cache or teachers.parent / "cache", int(cache_size * GIB))
+    beside = teachers.parent if isinstance(teachers, Path) else scratch()
+    return CachePlace(cache or beside / "cache", int(cache_size * GIB))
 
 
 def workplace(
-    state: State, teachers: Path, data: Path, device: str, threads: int | None,
+    state: State, teachers: Where, data: Path, device: str, threads: int | None,
     send: Callable[[Any], None] | None, should_stop: Callable[[], bool] = lambda: False, cache: Any = None,
+    devices_per_run: int = 1,
 ) -> Any:  # fmt: skip
     """Return the workplace of this process; events go to ``send``, and to plugins that observe epochs."""
     from kdbench.artefacts import TeacherStore
     from kdbench.execution.events import of_phase
+    from kdbench.execution.members import machine_of
     from kdbench.execution.worker import epoch_emitter, progress_emitter
     from kdbench.training.cohort import Workplace
-    from kdbench.training.environment import set_up
 
     registry = state.registry()
     tell = epoch_emitter(send) if send else lambda _report: None
@@ -51,7 +54,7 @@ def workplace(
 
     return Workplace(
         registry=registry,
-        machine=set_up(device, threads or available_threads()),
+        machine=machine_of(device, threads or available_threads(), devices_per_run),
         teachers=TeacherStore(teachers),
         data_root=data,
         cache=cache,

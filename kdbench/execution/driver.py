@@ -9,46 +9,61 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+import torch
 
 from kdbench.artefacts import TeacherStore
 from kdbench.errors import ConfigError, KdbenchError, RunError
 from kdbench.execution.grouping import Cohort
 from kdbench.execution.held import left, parts, wait_for_others
 from kdbench.execution.jobs import STOPPED, Ended, Job, Settings, runs_job, teacher_job
+from kdbench.execution.seam import Executor
 from kdbench.records import Record
 from kdbench.spec import RunSpec
 from kdbench.store import RunStore
-from kdbench.training.environment import Machine, resolve_device
+from kdbench.training.environment import Machine
 from kdbench.training.runs import forget_failure, record_dead
 from kdbench.training.teachers import Recipe, recipes_of
+from kdbench.training.team.members import Team
 
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # of a job whose worker died without a word; runs continue from their checkpoints
+MAX_STOPS = 20  # of a job whose worker was told to stop and had saved: on machines with other users, that is no fault
 SHARED = {3, 73}  # a plugin's fault on loading, a full disk: the other jobs would meet it, too
 SPOKEN = {*SHARED, 2, 4}  # exit codes of a worker that said what is wrong
 
 
-class Executor(Protocol):
-    """An engine that runs jobs."""
+@dataclass(frozen=True)
+class Tries:
+    """How often a job was started.
 
-    def submit(self, job: Job) -> None:
-        """Start a job."""
-        ...
+    Args:
+        attempt: The number of this attempt, from 1; only a worker that died makes it larger.
+        stops: How often its worker was stopped.
+    """
+
+    attempt: int = 1
+    stops: int = 0
+
+    def after(self, exit_code: int) -> Tries:
+        """Return those of the next start."""
+        return Tries(self.attempt, self.stops + 1) if exit_code == STOPPED else Tries(self.attempt + 1, self.stops)
+
+    def spent(self, exit_code: int) -> bool:
+        """Return whether there is to be no start after one that ended so."""
+        return self.stops >= MAX_STOPS if exit_code == STOPPED else self.attempt >= MAX_ATTEMPTS
 
     @property
-    def running(self) -> int:
-        """Number of jobs under way."""
-        ...
+    def pause(self) -> float:
+        """Seconds before the next one."""
+        return 0.5 * min(self.attempt + self.stops, MAX_ATTEMPTS)
 
-    def wait(self) -> Ended:
-        """Wait for the next job to end."""
-        ...
 
-    def cancel(self) -> None:
-        """Ask all jobs to save and stop."""
-        ...
+class Cancelled(KdbenchError):
+    """Runs were stopped by kdbench cancel; everything else is done."""
+
+    exit_code = STOPPED
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Order:
         classes: Classes of each pair's dataset, by pair name.
         settings: Where and how.
         cohorts: Returns which runs each worker trains together.
-        jobs: Workers at a time.
+        jobs: Jobs that the engine has at a time; those that wait in a queue of its own count, too.
         train_teachers: Whether missing teachers are trained.
         retry_failed: Whether runs that failed for outside reasons are tried again.
     """
@@ -82,6 +97,7 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
     Raises:
         ConfigError: If something is wrong that no retry mends.
         RunError: If a worker died repeatedly, or a teacher could not be trained.
+        Cancelled: If runs were stopped by kdbench cancel, and all others are done.
         KdbenchError: With exit code 75 if the user stopped it; everything is saved.
     """
     store = RunStore(order.settings.store)
@@ -94,6 +110,8 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
             forget_failure(store.folder(spec.run_id))
     if todo := _unfinished(order.specs, store):
         store.renew(todo)
+        for spec in todo:
+            store.folder(spec.run_id).uncancel()
         _set_damaged_aside(todo, TeacherStore(order.settings.teachers))
         missing = missing_teachers(todo, TeacherStore(order.settings.teachers))
         if missing and not order.train_teachers:
@@ -105,6 +123,8 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
         cohorts = [[spec.run_id for spec in cohort] for cohort in order.cohorts(todo)]
         _run_all([runs_job(run_ids, order.settings.store) for run_ids in cohorts], order, engine)
     records = [store.folder(spec.run_id).record() for spec in order.specs]
+    if cancelled := [spec.run_id for spec in todo if store.folder(spec.run_id).cancelled]:
+        raise Cancelled(f"cancelled: {', '.join(cancelled)}; they were saved, and the same command goes on with them")
     for spec, record in zip(order.specs, records, strict=True):
         if record is None:
             raise RunError(f"run {spec.run_id}: its worker ended without a record; start the same command again")
@@ -138,8 +158,8 @@ def _unfinished(specs: Sequence[RunSpec], store: RunStore) -> list[RunSpec]:
 
 def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
     """Do all jobs; one that fails does not keep the others from being done, unless what it met would stop them too."""
-    waiting = deque((job, 1) for job in jobs)
-    attempts: dict[tuple[str, ...], int] = {}
+    waiting = deque((job, Tries()) for job in jobs)
+    attempts: dict[tuple[str, ...], Tries] = {}
     problems: list[KdbenchError] = []
     try:
         while waiting or engine.running:
@@ -148,12 +168,13 @@ def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
                 wait_for_others([job for job, _ in waiting], order.settings)
                 continue
             ended = engine.wait()
-            attempt = attempts[ended.job.arguments]
-            if again := _again(ended, attempt, order.settings):
-                time.sleep(0.5 * attempt)
-                waiting.extend((job, attempt + 1) for job in again)
+            tries = attempts[ended.job.arguments]
+            if again := _again(ended, tries, order.settings):
+                if not waiting:  # or a fleet would stand still for each of its workers that stopped
+                    time.sleep(tries.pause)
+                waiting.extend((job, tries.after(ended.exit_code)) for job in again)
             elif not _done(ended.job, order.settings):
-                problem = _problem(ended, attempt)
+                problem = _problem(ended, tries.attempt)
                 if ended.exit_code not in SPOKEN | {STOPPED} and len(ended.job.run_ids) == 1:
                     _record_dead(ended.job, str(problem), order)
                     continue
@@ -168,18 +189,18 @@ def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
 
 
 def _start(
-    waiting: deque[tuple[Job, int]], attempts: dict[tuple[str, ...], int], order: Order, engine: Executor
+    waiting: deque[tuple[Job, Tries]], attempts: dict[tuple[str, ...], Tries], order: Order, engine: Executor
 ) -> None:
     """Start as many jobs as there are workers for; what another process holds stays behind."""
     for _ in range(len(waiting)):
         if engine.running >= order.jobs:
             return
-        job, attempt = waiting.popleft()
-        free, held = parts(job, order.settings)
+        job, tries = waiting.popleft()
+        free, held = (job, None) if engine.knows(job) else parts(job, order.settings)
         if held is not None:
-            waiting.append((held, attempt))
+            waiting.append((held, tries))
         if free is not None:
-            attempts[free.arguments] = attempt
+            attempts[free.arguments] = tries
             engine.submit(free)
 
 
@@ -202,13 +223,13 @@ def _done(job: Job, settings: Settings) -> bool:
     return not left(job, settings)
 
 
-def _again(ended: Ended, attempt: int, settings: Settings) -> list[Job]:
+def _again(ended: Ended, tries: Tries, settings: Settings) -> list[Job]:
     """Return the jobs to start after one that did not do its work, none if that would not help.
 
     A worker that was stopped, killed, or met another one at the same run may do better next time. One that died may
     have been brought down by one of its runs: each goes on in a worker of its own.
     """
-    if _done(ended.job, settings) or attempt >= MAX_ATTEMPTS or ended.exit_code in SPOKEN:
+    if _done(ended.job, settings) or tries.spent(ended.exit_code) or ended.exit_code in SPOKEN:
         return []
     if ended.exit_code != STOPPED and len(undone := left(ended.job, settings)) > 1:
         return [runs_job([run_id], settings.store) for run_id in undone]
@@ -219,7 +240,8 @@ def _record_dead(job: Job, reason: str, order: Order) -> None:
     """Write the record of a run that brought down its worker: it has failed, and the board must show it."""
     folder = RunStore(order.settings.store).folder(job.run_ids[0])
     spec = folder.spec()
-    machine = Machine(resolve_device(order.settings.devices[0]), order.settings.threads)
+    device = torch.device(order.settings.devices[0].partition(",")[0])
+    machine = Machine(device, order.settings.threads, Team(size=order.settings.devices_per_run))
     record_dead(folder, order.classes[spec.pair], machine.describe(spec.anchor.step.precision), reason)
 
 

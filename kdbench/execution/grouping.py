@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 
 from kdbench.spec import RunSpec
@@ -44,11 +45,14 @@ def pieces(sizes: Sequence[int], most: Sequence[int], jobs: int) -> list[int]:
         jobs: Workers at a time.
     """
     counts = [-(-size // limit) for size, limit in zip(sizes, most, strict=True)]
-    while sum(counts) % jobs:
-        lengths = [-(-size // count) for size, count in zip(sizes, counts, strict=True)]
-        if max(lengths) == 1:
+    longest = [(size // -count, index) for index, (size, count) in enumerate(zip(sizes, counts, strict=True))]
+    heapq.heapify(longest)  # of lengths with the sign changed: the first of the longest groups is on top
+    for _ in range(-sum(counts) % jobs):
+        length, index = longest[0]
+        if length == -1:
             break
-        counts[lengths.index(max(lengths))] += 1
+        counts[index] += 1
+        heapq.heapreplace(longest, (sizes[index] // -counts[index], index))
     return counts
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kdbench.engine import Engine
 from kdbench.errors import PluginError
 from kdbench.execution.jobs import DONE, Ended, Job
+from kdbench.execution.seam import Opening
+from kdbench.hooks import hookimpl
+from kdbench.lease import LeaseLost
 from kdbench.store import RunBusy
+from kdbench.training.trainer import Interrupted
 
 
 class InlineExecutor:
@@ -24,13 +29,17 @@ class InlineExecutor:
         """Queue a job."""
         self._waiting.append(job)
 
+    def knows(self, job: Job) -> bool:  # noqa: ARG002
+        """Return False: what another command has started is not seen from here."""
+        return False
+
     @property
     def running(self) -> int:
         """Number of queued jobs."""
         return len(self._waiting)
 
     def wait(self) -> Ended:
-        """Run the next job; one that another process is at ends as it would in a worker.
+        """Run the next job; one that was stopped, or that another process is at, ends as it would in a worker.
 
         Raises:
             PluginError: If a plugin ends the process, which would look like success.
@@ -38,7 +47,7 @@ class InlineExecutor:
         job = self._waiting.pop(0)
         try:
             self.run(job)
-        except RunBusy as error:
+        except (RunBusy, Interrupted, LeaseLost) as error:
             return Ended(job, error.exit_code, f"kdbench: {error}")
         except SystemExit as error:
             raise PluginError(
@@ -50,3 +59,18 @@ class InlineExecutor:
     def cancel(self) -> None:
         """Forget the queued jobs."""
         self._waiting.clear()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _open(opening: Opening) -> InlineExecutor:
+    return InlineExecutor(opening.work_here)
+
+
+@hookimpl
+def kdbench_executors() -> list[Engine]:
+    """Return the engine."""
+    return [
+        Engine("inline", "in the command's own process, one job after the other; for debuggers", _open, where="process")
+    ]

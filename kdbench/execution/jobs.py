@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdbench.places import Where
 from kdbench.training.teacher_cache.place import GIB, CachePlace
 from kdbench.training.teachers import Recipe
 
@@ -18,22 +19,25 @@ class Settings:
     """Where and how jobs run; nothing here changes a result but device type and thread count.
 
     Args:
-        store: Folder of the runs.
-        teachers: Folder of the teacher artefacts.
+        store: Where the runs are.
+        teachers: Where the teacher artefacts are.
         data: Folder of the datasets.
-        devices: ``cpu`` alone, or ``cuda:N``, each once; every worker has one of them.
-        threads: CPU threads of each worker.
+        devices: ``cpu`` alone, or ``cuda:N``, each once; every worker has one of them. With several devices per run
+            each is a list of so many, with commas between them.
+        threads: CPU threads of each worker, and of each of its devices.
         without: Plugins left out.
         cache: Where outputs of teachers are kept; None = nowhere.
+        devices_per_run: Devices that train a run together; a teacher is made on the first one.
     """
 
-    store: Path
-    teachers: Path
+    store: Where
+    teachers: Where
     data: Path
     devices: tuple[str, ...]
     threads: int
     without: tuple[str, ...] = ()
     cache: CachePlace | None = None
+    devices_per_run: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,14 @@ class Job:
     def command(self, settings: Settings, device: str) -> list[str]:
         """Return the command line of a worker process on one of the devices."""
         plugins = [word for name in settings.without for word in ("--no-plugin", name)]
+        device = device if self.run_ids else device.partition(",")[0]
         where = [
             "--teachers", str(settings.teachers), "--data", str(settings.data), "--device", device,
             "--threads", str(settings.threads), "--events",
         ]  # fmt: skip
         if self.run_ids:  # what makes a teacher asks none
             where += _cache_words(settings.cache)
+            where += ["--devices-per-run", str(settings.devices_per_run)] if settings.devices_per_run > 1 else []
         return [sys.executable, "-m", "kdbench", *plugins, *self.arguments, *where]
 
 
@@ -95,7 +101,7 @@ def teacher_job(recipe: Recipe, anchor: str) -> Job:
     return Job(f"teacher {recipe.name}", arguments, recipe=recipe)
 
 
-def runs_job(run_ids: Sequence[str], store: Path) -> Job:
+def runs_job(run_ids: Sequence[str], store: Where) -> Job:
     """Return the job that trains runs together."""
     words = [word for run_id in run_ids for word in ("--run", run_id)]
     name = f"run {run_ids[0]}" + (f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else "")

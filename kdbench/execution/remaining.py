@@ -25,6 +25,8 @@ class TimeLeft:
         self._runs, self._wall, self._clock = dict(runs), wall, clock
         self._done: dict[str, float] = {}
         self._before: dict[str, float] = {}  # what an earlier start had done of a run
+        # Sums of all three, kept as they change: asked for at every event, over as many runs as a fleet has.
+        self._all, self._passed, self._earlier = sum(run.alone for run in self._runs.values()), 0.0, 0.0
         self._started = clock()
 
     def reached(self, run_id: str, phase: str, epoch: int, epochs: int, within: float = 1.0) -> None:
@@ -38,19 +40,28 @@ class TimeLeft:
             within: Share of the epoch that is done, in [0, 1].
         """
         if (run := self._runs.get(run_id)) is not None:
-            self._before.setdefault(run_id, _done(run, phase, epoch / epochs))
-            self._done[run_id] = max(_done(run, phase, (epoch + within) / epochs), self._done.get(run_id, 0.0))
+            self._began_at(run_id, _done(run, phase, epoch / epochs))
+            self._is_at(run_id, max(_done(run, phase, (epoch + within) / epochs), self._done.get(run_id, 0.0)))
 
     def ended(self, run_id: str) -> None:
         """Note the end of a run, whatever end."""
         if run_id in self._runs:
-            self._before.setdefault(run_id, 0.0)
-            self._done[run_id] = self._runs[run_id].alone
+            self._began_at(run_id, 0.0)
+            self._is_at(run_id, self._runs[run_id].alone)
+
+    def _began_at(self, run_id: str, seconds: float) -> None:
+        if run_id not in self._before:
+            self._before[run_id] = seconds
+            self._earlier += seconds
+
+    def _is_at(self, run_id: str, seconds: float) -> None:
+        self._passed += seconds - self._done.get(run_id, 0.0)
+        self._done[run_id] = seconds
 
     @property
     def share(self) -> float:
         """Share of this start's work that is done, in [0, 1]."""
-        return min(1.0, (sum(self._done.values()) - self._earlier) / self._whole) if self._whole > 0 else 1.0
+        return min(1.0, (self._passed - self._earlier) / self._whole) if self._whole > 0 else 1.0
 
     @property
     def seconds(self) -> float | None:
@@ -68,12 +79,8 @@ class TimeLeft:
         return pace * (1 - share)
 
     @property
-    def _earlier(self) -> float:
-        return sum(self._before.values())
-
-    @property
     def _whole(self) -> float:
-        return sum(run.alone for run in self._runs.values()) - self._earlier
+        return self._all - self._earlier
 
 
 def _done(run: RunTime, phase: str, share: float) -> float:

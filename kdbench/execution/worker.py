@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -16,6 +17,7 @@ from kdbench.training.trainer import Progress
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+SAME_REQUEST_SECONDS = 1.0  # a scheduler may signal every process of a job, and the worker's parent passes the same on
 
 
 class StopFlag:
@@ -23,27 +25,44 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.stopped = False
+        self._asked = float("-inf")
 
-    def install(self) -> None:
-        """Handle the stop signals, and on Linux the death of the driver, too."""
+    def install(self, orphaned: signal.Signals = signal.SIGTERM) -> None:
+        """Handle the stop signals, and on Linux the death of the parent, too.
+
+        Args:
+            orphaned: The signal that its death sends.
+        """
         for number in STOP_SIGNALS:
             signal.signal(number, self._handle)
-        parent = os.environ.get("KDBENCH_PARENT")
-        if parent and sys.platform == "linux":
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-            if os.getppid() != int(parent):  # it died before we asked
-                self.stopped = True
+        follow_parent(os.environ.get("KDBENCH_PARENT"), orphaned)
 
     def __call__(self) -> bool:
         return self.stopped
 
     def _handle(self, number: int, _frame: object) -> None:
-        if self.stopped:
+        now = time.monotonic()
+        if self.stopped and now - self._asked > SAME_REQUEST_SECONDS:
             # Asked before, and the step is not over: a plugin hangs. The default action ends the process at once;
             # what was saved at the last epoch is safe.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if not self.stopped:
+            self._asked = now
         self.stopped = True
+
+
+def follow_parent(parent: str | None, orphaned: signal.Signals) -> None:
+    """Ask Linux for a signal when the parent dies; it comes at once if that has happened already.
+
+    Args:
+        parent: Process id of the parent, or None for a process that may outlive it.
+        orphaned: The signal.
+    """
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, orphaned, 0, 0, 0)
+        if os.getppid() != int(parent):  # it died before we asked
+            signal.raise_signal(orphaned)
 
 
 class EventLog(logging.Handler):

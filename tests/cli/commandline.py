@@ -84,9 +84,9 @@ def start(*words: object, group: bool = False) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> Outcome:
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> Outcome:
     """Wait for a started command."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=seconds)
     return Outcome(process.returncode, out, err)
 
 

@@ -9,7 +9,9 @@ import pytest
 from commandline import ROOT, failure, kdbench
 
 HEAVY = ("torch", "torchvision", "pydantic", "sklearn", "scipy", "numpy", "timm")
-COMMANDS = ("run", "plan", "list", "show", "ablate", "teacher", "leaderboard", "verify", "merge", "plugin")
+COMMANDS = (
+    "run", "plan", "list", "show", "ablate", "teacher", "status", "cancel", "leaderboard", "verify", "merge", "plugin",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["teacher", "import", "--help"]])

@@ -9,7 +9,7 @@ from commandline import failure, installed, kdbench, write_plugin
 
 from kdbench.registry import Registry, load
 
-KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes")
+KINDS = ("methods", "backbones", "pairs", "datasets", "anchors", "recipes", "executors")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_show_refuses_a_size_the_backbone_cannot_take() -> None:
 def test_show_suggests_the_nearest_name(name: str, nearest: str) -> None:
     assert failure("show", name) == (
         f"unknown name '{name}'. Did you mean '{nearest}'? All: kdbench list "
-        "methods|backbones|pairs|datasets|anchors|recipes|presets|ladders"
+        "methods|backbones|pairs|datasets|anchors|recipes|presets|ladders|executors"
     )
 
 

@@ -261,7 +261,7 @@ def test_a_locked_key_names_both_values_and_the_anchors_file(setting: str) -> No
         (["--lanes", "some"], "Invalid value for '--lanes': 'some' is not a valid integer range."),
         (["--lanes", 0], "Invalid value for '--lanes': 0 is not in the range x>=1."),
         (["--memory", 0], "Invalid value for '--memory': 0.0 is not in the range x>0."),
-        (["--jobs", 0], "Invalid value for '--jobs': 0 is not in the range x>=1."),
+        (["--jobs", 0], "Invalid value for '--jobs' / '--max-concurrent': 0 is not in the range x>=1."),
         (["--device", "mps"], "--device mps: not supported; allowed: auto, cpu, cuda, cuda:N"),
         (["--per-class", 0], "Invalid value for '--per-class': 0 is not in the range x>=1."),
         (["--per-class", 120], "--per-class 120: dataset 'digits' has 1198 training images in 10 classes, at most 119"),

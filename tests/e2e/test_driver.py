@@ -12,16 +12,15 @@ from commandline import Place
 
 from kdbench.artefacts import TeacherStore
 from kdbench.errors import KdbenchError
-from kdbench.execution.driver import Order, carry_out
+from kdbench.execution.driver import MAX_ATTEMPTS, MAX_STOPS, Cancelled, Order, carry_out
 from kdbench.execution.grouping import groups_of
-from kdbench.execution.jobs import Job, Settings, runs_job
-from kdbench.execution.local import Ended
+from kdbench.execution.jobs import Ended, Job, Settings, runs_job
 from kdbench.plan import Request, make_plan
 from kdbench.records import Record
 from kdbench.registry import load
 from kdbench.seal import unsealed
 from kdbench.spec import RunSpec
-from kdbench.store import RunStore
+from kdbench.store import RECORD, RunStore
 from kdbench.training.teachers import recipes_of, training_folder
 
 Act = Callable[[Job, int], tuple[int, str]]
@@ -41,6 +40,9 @@ class Scripted:
         self.started.append(tuple(run_id.rpartition("tiny/")[2] for run_id in job.run_ids))
         self._waiting.append(job)
         self.most = max(self.most, len(self._waiting))
+
+    def knows(self, job: Job) -> bool:  # noqa: ARG002
+        return False
 
     @property
     def running(self) -> int:
@@ -153,7 +155,22 @@ def test_a_busy_run_is_reported_with_the_workers_words(order: Order) -> None:
     with pytest.raises(KdbenchError, match=r"^x: another process is training this run; wait for it$") as caught:
         carry_out(order, engine)
     assert caught.value.exit_code == 75
-    assert len(engine.started) == 6
+    assert len(engine.started) == 2 * (1 + MAX_STOPS)
+
+
+def test_being_stopped_costs_no_attempt(order: Order, finished: Place) -> None:
+    """Stopped more often than it may die, then killed twice: it is still started, and ends well."""
+    ends = [75] * (MAX_ATTEMPTS + 1) + [-9] * (MAX_ATTEMPTS - 1)
+
+    def act(job: Job, start: int) -> tuple[int, str]:
+        if start <= len(ends):
+            return ends[start - 1], ""
+        write(order, job, finished)
+        return 0, ""
+
+    engine = Scripted(act)
+    assert len(carry_out(replace(order, specs=order.specs[:1]), engine)) == 1
+    assert len(engine.started) == len(ends) + 1
 
 
 @pytest.mark.parametrize("code", [3, 73])
@@ -295,6 +312,32 @@ def test_a_failed_run_that_another_command_tries_again_keeps_its_record(order: O
     folder = RunStore(order.settings.store).folder(order.specs[0].run_id)
     record = folder.record()
     assert record is not None
+    (folder.path / RECORD).unlink()
     folder.write_record(failed := record.model_copy(update={"status": "infra_failed", "accuracy": None}))
     with folder.claimed():
         assert carry_out(replace(order, retry_failed=True), engine)[0] == failed
+
+
+def test_cancelled_runs_are_not_begun_again_until_the_command_is(order: Order, finished: Place) -> None:
+    """One of a cohort is cancelled: its worker stops, and the others go on without it."""
+    ids = [spec.run_id for spec in order.specs]
+    store = RunStore(order.settings.store)
+
+    def act(job: Job, start: int) -> tuple[int, str]:
+        if start == 1:
+            store.folder(ids[0]).cancel()  # while it is trained
+            store.folder(ids[3]).cancel()  # before it was
+            return 75, "kdbench: stopped; every run was saved and continues with the same command"
+        write(order, job, finished)
+        return 0, ""
+
+    engine = Scripted(act)
+    with pytest.raises(Cancelled) as caught:
+        carry_out(order, engine)
+    assert str(caught.value) == (
+        f"cancelled: {ids[0]}, {ids[3]}; they were saved, and the same command goes on with them"
+    )
+    assert caught.value.exit_code == 75
+    assert engine.started == [("student/seed0", "vanilla_kd/seed0"), ("student/seed1",), ("vanilla_kd/seed0",)]
+    assert len(carry_out(order, engine)) == 4
+    assert engine.started[3:] == [("student/seed0",), ("vanilla_kd/seed1",)]

@@ -13,10 +13,11 @@ import pytest
 
 from kdbench.cli.run import _stops_as_interrupt
 from kdbench.errors import PluginError
+from kdbench.execution.children import KEPT_LINES, LONGEST_LINE
 from kdbench.execution.events import Event
 from kdbench.execution.inline import InlineExecutor
 from kdbench.execution.jobs import Job, Settings
-from kdbench.execution.local import KEPT_LINES, LONGEST_LINE, LocalExecutor
+from kdbench.execution.local import LocalExecutor
 from kdbench.execution.worker import STOP_SIGNALS
 
 SETTINGS = Settings(Path("runs"), Path("teachers"), Path("data"), ("cpu",), 1)

@@ -35,6 +35,10 @@ class ForkExecutor:
         words = job.command(self.place.settings, "cpu")[3:]
         self._children.append((job, self.place.start(lambda: _work(words)), time.monotonic()))
 
+    def knows(self, job: Job) -> bool:  # noqa: ARG002
+        """Return that no other command has started it."""
+        return False
+
     @property
     def running(self) -> int:
         """Number of workers."""
