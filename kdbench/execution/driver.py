@@ -22,7 +22,7 @@ from kdbench.records import Record
 from kdbench.spec import RunSpec
 from kdbench.store import RunStore
 from kdbench.training.environment import Machine
-from kdbench.training.runs import forget_failure, record_dead
+from kdbench.training.runs import forget_failure, record_dead, tidy
 from kdbench.training.teachers import Recipe, recipes_of
 from kdbench.training.team.members import Team
 
@@ -104,7 +104,7 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
     store.check_writable()
     store.register(order.specs)
     for spec in order.specs:
-        store.folder(spec.run_id).tidy()
+        tidy(store.folder(spec.run_id))
     if order.retry_failed:
         for spec in order.specs:
             forget_failure(store.folder(spec.run_id))

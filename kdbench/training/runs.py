@@ -17,6 +17,7 @@ from kdbench.spec import RunSpec
 from kdbench.store import RECORD, SPEC, RunBusy, RunFolder, RunStore
 from kdbench.training import attempts, retry
 from kdbench.training.attempts import Attempts, now
+from kdbench.training.checkpoint import CheckpointFolder
 from kdbench.training.cohort import Trained, Workplace, train_cohort
 from kdbench.training.lock import Lock
 from kdbench.training.results import finish, identity_of, measure, outcome
@@ -206,6 +207,16 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
         record = folder.write_record(record)
         attempts.forget(folder)
     return record
+
+
+def tidy(folder: RunFolder) -> None:
+    """Remove what a writer left that was killed when its run was finished: its lock, its lease, its checkpoints."""
+    folder.tidy()
+    if folder.checkpoints.is_dir() and folder.has(RECORD) and not folder.held():
+        with contextlib.suppress(RunBusy), folder.claimed():
+            record = folder.record()
+            if record is not None and record.status != "infra_failed":  # a failed run may be tried again from them
+                CheckpointFolder(folder.checkpoints).remove()
 
 
 def forget_failure(folder: RunFolder) -> None:

@@ -18,8 +18,9 @@ from kdbench.backbones.base import Network
 from kdbench.datasets.digits import Digits
 from kdbench.evaluation import read_predicted
 from kdbench.records import EpochReport, Record
-from kdbench.store import EPOCHS, PREDICTIONS, WEIGHTS
+from kdbench.store import EPOCHS, PREDICTIONS, RECORD, WEIGHTS
 from kdbench.training.results import deployed_weights
+from kdbench.training.runs import tidy
 from kdbench.training.trainer import Interrupted
 from kdbench.types import StageShape
 
@@ -227,3 +228,18 @@ def test_equal_weights_are_equal_bytes(lab: Any) -> None:
     assert length % 8 == 0, "tensors are aligned"
     assert list(json.loads(data[8 : 8 + length])["__metadata__"]) == ["backbone", "method", "mean", "std"]
     assert all(map(math.isfinite, trained.lane.student.conv1.weight.flatten().tolist()))
+
+
+def test_what_a_killed_writer_left_of_a_finished_run_goes(lab: Any) -> None:
+    """It was killed between the record and the end of its checkpoints; those of a failed run are for another try."""
+    record, folder = run(lab, "student")
+    left = folder.checkpoints / f"p01-e00000-s0000000-{'0' * 16}.pt"
+    left.parent.mkdir()
+    left.touch()
+    tidy(folder)
+    assert not left.parent.exists()
+    left.parent.mkdir()
+    left.touch()
+    (folder.path / RECORD).write_text(record.model_copy(update={"status": "infra_failed"}).model_dump_json())
+    tidy(folder)
+    assert left.exists()
