@@ -39,11 +39,18 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have the acting methods installed, here and in the workers of all engines."""
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the acting methods as a plugin."""
     source = (HERE / "acting_methods.py").read_text(encoding="utf-8")
-    with commandline.installed(commandline.write_plugin(tmp_path_factory.mktemp("site"), "acting_methods", source)):
+    folder: Path = commandline.write_plugin(tmp_path_factory.mktemp("site"), "acting_methods", source)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugin(site: Path) -> Iterator[None]:
+    """Have the acting methods installed, here and in the workers of all engines."""
+    with commandline.installed(site):
         yield
 
 
@@ -100,11 +107,12 @@ def engine(request: pytest.FixtureRequest) -> contract.Engine:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> commandline.Place:
+def undisturbed(site: Path, tmp_path_factory: pytest.TempPathFactory) -> commandline.Place:
     """Return the runs of all methods, made in this process, where nothing happens to them."""
     place = commandline.Place(tmp_path_factory.mktemp("undisturbed"))
     cells = place.cells(f"{contract.BOARD},{contract.ALONE}", 1)
-    outcome = commandline.kdbench("run", *cells, "--threads", 1, "--executor", "inline")
+    with commandline.installed(site):
+        outcome = commandline.kdbench("run", *cells, "--threads", 1, "--executor", "inline")
     assert outcome.code == 0, outcome
     return place
 
