@@ -35,9 +35,10 @@ def section(result: dict[str, Any]) -> str:
     missed = sum(not line["passed"] for line in lines)
     verdict = f"{len(lines) - missed} of {len(lines)} targets are met"
     marked = " (FAIL marks the others)" if missed else ""
+    missing = f" Not run there: {', '.join(result['missing'])}." if result["missing"] else ""
     opening = (
         f"{_place(result)} {verdict}{marked}; figures are medians, in parentheses the smallest and largest round. GPU: "
-        "unmeasured."
+        f"unmeasured.{missing}"
     )
     return "\n\n".join([_wrapped(opening), *(_sheet(sheet) for sheet in result["sheets"] if sheet["lines"])])
 

@@ -66,11 +66,12 @@ def merged(sheets: Sequence[dict[str, Any]]) -> dict[str, Any]:
         sheets: Those that there are; one that ran elsewhere than the last one that was made is left out.
     """
     if not sheets:
-        return {"measured_on": [], "environment": {}, "sheets": []}
+        return {"measured_on": [], "environment": {}, "missing": list(BENCHMARKS), "sheets": []}
     place = _place(max(sheets, key=lambda sheet: str(sheet["measured_at"])))
     kept = [sheet for sheet in sheets if _place(sheet) == place]
     days = sorted({str(sheet["measured_at"])[:10] for sheet in kept})
-    return {"measured_on": days, "environment": place, "sheets": kept}
+    missing = [name for name in BENCHMARKS if name not in {sheet["name"] for sheet in kept}]
+    return {"measured_on": days, "environment": place, "missing": missing, "sheets": kept}
 
 
 def _place(sheet: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def result(*lines: dict[str, Any]) -> dict[str, Any]:
     return {
         "measured_on": ["2025-01-01"],
         "environment": {"machine": "box (2 cores)", **versions},
+        "missing": ["micro"],
         "sheets": [{"title": "Sharing", "about": "", "lines": list(lines)}],
     }
 
@@ -63,7 +64,7 @@ def test_a_column_for_each_subject_and_a_row_for_each_name() -> None:
     said = " ".join(text.split())  # lines end anywhere
     assert "1 of 2 targets are met (FAIL marks the others)" in said
     assert "`make bench` on box (2 cores), 2025-01-01: kdbench 1.0," in said
-    assert "GPU: unmeasured" in said
+    assert "GPU: unmeasured. Not run there: micro." in said
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,7 @@ def test_measurements_of_two_machines_are_not_joined() -> None:
     kept = run.merged(made)
     assert [sheet["name"] for sheet in kept["sheets"]] == ["b", "c"]
     assert kept["environment"] == {"machine": "new"}
+    assert kept["missing"] == list(run.BENCHMARKS)
     assert kept["measured_on"] == ["2025-01-02", "2025-01-03"]
 
 
