@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import math
+import os
 import struct
 import tokenize
 import zipfile
@@ -88,8 +89,9 @@ class _Refused(ValueError):
 
 
 def _content(path: Path, largest: int) -> bytes:
-    with path.open("rb") as stream:
-        data = stream.read(largest + 1)
+    with path.open("rb", buffering=0) as stream:
+        # A read makes room for all it is asked for: asked for the most that is allowed, it takes five times as long.
+        data = stream.read(min(os.fstat(stream.fileno()).st_size, largest) + 1)
     if len(data) > largest:
         raise _Refused(f"it has more than the {largest} bytes that are allowed")
     return data

@@ -53,6 +53,11 @@ def create_exclusive(path: Path, data: bytes) -> bool:
         return True
 
 
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """Return how to say that a file or folder cannot be read."""
+    return StoreError(f"{path}: cannot be read ({error.strerror})")
+
+
 def _created(path: Path, data: bytes) -> bool:
     try:
         with path.open("xb") as file:

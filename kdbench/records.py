@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,9 +14,11 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import from_json
 
 from kdbench.config.schema import ADDED, Section
 from kdbench.errors import StoreError
+from kdbench.files import unreadable
 from kdbench.seal import unsealed
 from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, VariantName
 
@@ -270,7 +271,7 @@ def parse_json(model: type[M], path: Path) -> M:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
     return parse_bytes(model, data, str(path))
 
 
@@ -284,7 +285,7 @@ def parse_bytes(model: type[M], data: bytes, where: str) -> M:
     """
     kind = model.__name__.lower()
     try:
-        tree = json.loads(data)
+        tree = from_json(data)
         version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
         if isinstance(version, int) and version > 1:
             raise StoreError(f"{where}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")

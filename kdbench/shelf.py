@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, create_exclusive, write_atomic
+from kdbench.files import TEMPORARY, create_exclusive, unreadable, write_atomic
 
 
 class Shelf(Protocol):
@@ -81,7 +81,7 @@ class PathShelf:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise _unreadable(self.folder, error) from error
+            raise unreadable(self.folder, error) from error
 
     def find(self) -> dict[str, str]:
         """See :class:`Shelf`."""
@@ -101,7 +101,7 @@ class PathShelf:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unreadable(self.folder / name, error) from error
+            raise unreadable(self.folder / name, error) from error
 
     def read_all(self, names: list[str]) -> dict[str, bytes]:
         """See :class:`Shelf`."""
@@ -124,7 +124,3 @@ class PathShelf:
         with contextlib.suppress(OSError):  # at a URL, too, there is no folder without files
             for folder in PurePosixPath(name).parents[:-1]:
                 (self.folder / folder).rmdir()
-
-
-def _unreadable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: cannot be read ({error.strerror})")

@@ -13,10 +13,10 @@ from pathlib import Path
 from kdbench.collector import collector_at_rest
 from kdbench.epoch_table import epoch_table
 from kdbench.errors import ConfigError
-from kdbench.files import cannot_write
+from kdbench.files import cannot_write, unreadable
 from kdbench.mirror import Mirror, own_mirror
 from kdbench.places import Url, Where
-from kdbench.records import Corrupt, EpochReport, Record, disagreements, parse_json
+from kdbench.records import Corrupt, EpochReport, Record, disagreements, parse_bytes, parse_json
 from kdbench.seal import sealed
 from kdbench.shared_folder import LOCK as LOCK  # noqa: PLC0414 (part of what the store is known for)
 from kdbench.shared_folder import RunBusy as RunBusy  # noqa: PLC0414 (likewise)
@@ -60,7 +60,14 @@ class RunFolder(SharedFolder):
 
     def peek(self) -> Record | None:
         """Return the stored record or None, changing nothing; raises StoreError if it cannot be read."""
-        return parse_json(Record, self.path / RECORD) if self.has(RECORD) else None
+        self.pull(RECORD)
+        try:
+            data = (self.path / RECORD).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unreadable(self.path / RECORD, error) from error
+        return parse_bytes(Record, data, str(self.path / RECORD))
 
     def write_spec(self, spec: RunSpec) -> None:
         """Write the spec."""
@@ -102,7 +109,9 @@ class RunFolder(SharedFolder):
 
     def conflicts(self) -> list[Path]:
         """Return the records that contradict the one that stands."""
-        return sorted(self.path.glob(f"{CONFLICT}*.json"))
+        with os.scandir(self.path) as there:
+            names = sorted(one.name for one in there if one.name.startswith(CONFLICT) and one.name.endswith(".json"))
+        return [self.path / name for name in names]
 
     def write_epochs(self, reports: Iterable[EpochReport]) -> None:
         """Write the epoch reports, one JSON object a line, and as a table with one line per value."""
@@ -189,6 +198,7 @@ class RunStore:
             inner[:] = [name for name in inner if not name.startswith(".")]
             if SPEC in files:
                 folders.append(Path(place))
+                inner.clear()  # no run is in another one
         folders.sort(key=lambda folder: folder.parts)
         return [(RunFolder(folder), parse_json(RunSpec, folder / SPEC)) for folder in folders]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from kdbench.archives import read_arrays
 from kdbench.errors import StoreError
 from kdbench.leaderboard.model import Cell, Row
-from kdbench.stats import Bits, crossed_error_of_bits
+from kdbench.stats import Arm, Bits, crossed_error_of_arms
 from kdbench.stats.answers import right
 from kdbench.store import PREDICTIONS
 
@@ -32,7 +32,33 @@ class Answers:
 
 
 Reader = Callable[[Cell], Answers | None]  # None = not known
-BySeed = Mapping[str, Mapping[int, Answers]]  # of each row, by seed
+
+
+@dataclass(frozen=True, eq=False)
+class TableAnswers:
+    """Those of the runs of one table, as far as they are known.
+
+    Args:
+        by_row: Of each row, by seed.
+    """
+
+    by_row: dict[str, dict[int, Answers]] = field(default_factory=dict)
+    _arms: dict[tuple[str, tuple[int, ...]], Arm | None] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def sizes(self) -> set[int]:
+        """The numbers of test images that occur."""
+        return {one.images for runs in self.by_row.values() for one in runs.values()}
+
+    def arm(self, row: str, seeds: Sequence[int]) -> Arm | None:
+        """Return the answers of a row with these seeds; None if one is not known, or is of other images."""
+        key = (row, tuple(seeds))
+        if key not in self._arms:
+            known = self.by_row.get(row, {})
+            runs = [known[seed] for seed in seeds if seed in known]
+            alike = len(runs) == len(seeds) and len({run.images for run in runs}) == 1
+            self._arms[key] = Arm(tuple(run.bits for run in runs), runs[0].images) if alike else None
+        return self._arms[key]
 
 
 def read_answers(cell: Cell) -> Answers | None:
@@ -63,16 +89,16 @@ def read_answers(cell: Cell) -> Answers | None:
 _REMEDY = "restore it, or remove it to do without SE_test"
 
 
-def answers_by_seed(cells: Iterable[Cell], reader: Reader | None) -> dict[str, dict[int, Answers]]:
-    """Return the known answers of each row; empty without a reader."""
-    found: dict[str, dict[int, Answers]] = {}
+def answers_of(cells: Iterable[Cell], reader: Reader | None) -> TableAnswers:
+    """Return the known answers of runs; none without a reader."""
+    found = TableAnswers()
     for cell in cells if reader else ():
         if reader and (answers := reader(cell)) is not None:
-            found.setdefault(cell.spec.row, {})[cell.spec.seed] = answers
+            found.by_row.setdefault(cell.spec.row, {})[cell.spec.seed] = answers
     return found
 
 
-def se_test(row: Row, baseline: str, seeds: Sequence[int], ours: BySeed, theirs: BySeed) -> float | None:
+def se_test(row: Row, baseline: str, seeds: Sequence[int], ours: TableAnswers, theirs: TableAnswers) -> float | None:
     """Return the crossed standard error of a gain in points.
 
     Args:
@@ -88,13 +114,9 @@ def se_test(row: Row, baseline: str, seeds: Sequence[int], ours: BySeed, theirs:
     Source:
         Statistics specification, section 6.
     """
-    first, second = ours.get(row.method, {}), theirs.get(baseline, {})
-    if len(seeds) < 2 or not (set(seeds) <= first.keys() and set(seeds) <= second.keys()):
+    if len(seeds) < 2:
         return None
-    sizes = {arm[seed].images for arm in (first, second) for seed in seeds}
-    if len(sizes) > 1 or min(sizes) < 2:
+    first, second = ours.arm(row.method, seeds), theirs.arm(baseline, seeds)
+    if first is None or second is None or first.images != second.images or first.images < 2:
         return None  # other images cannot be set against each other
-    return (
-        100
-        * crossed_error_of_bits([first[s].bits for s in seeds], [second[s].bits for s in seeds], min(sizes)).se_crossed
-    )
+    return 100 * crossed_error_of_arms(first, second).se_crossed

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kdbench.collector import collector_at_rest
 from kdbench.errors import ConfigError, ProblemList
-from kdbench.leaderboard.answers import Reader, answers_by_seed
+from kdbench.leaderboard.answers import Reader, answers_of
 from kdbench.leaderboard.checks import anchor_problems, cell_problems, group_by, group_problems, row_problems
 from kdbench.leaderboard.claim_files import ClaimFile, shipped_claims
 from kdbench.leaderboard.claims import claimed
@@ -78,7 +78,7 @@ def _tables(
         division: [cell for cell in cells if cell.spec.division == division] for division in DIVISIONS
     }
     rows = {division: _rows(members) for division, members in by_division.items()}
-    answers = {division: answers_by_seed(members, reader) for division, members in by_division.items()}
+    answers = {division: answers_of(members, reader) for division, members in by_division.items()}
     references = {row.method: row for row in rows["closed"]}
     known = {name: references[name] for name in baselines if name in references}
     tables = []

@@ -116,18 +116,19 @@ def row_problems(where: str, cells: Sequence[Cell]) -> list[str]:
     """Return why these cells of one method cannot be one row."""
     where = f"{where}, method '{cells[0].spec.row}'"
     remedy = "a row holds one configuration: leave one group out or put it in a leaderboard of its own"
-    found = [
-        _two(where, "method versions", [(cell, str(cell.spec.method_version)) for cell in cells], remedy),
-        _two(where, "sets of options", [(cell, _text(cell.spec.options)) for cell in cells], remedy),
-        _two(where, "sets of deviations", [(cell, _text(cell.spec.deviations)) for cell in cells], remedy),
-    ]
-    problems = [problem for problem in found if problem]
-    if not problems:
-        # Whatever else is hashed; the checks above only say it better.
-        several = len({cell.of_row for cell in cells}) > 1
-        seedless = [(cell, hash_of_row(cell.of_row, 0) if several else "") for cell in cells]
-        rest = _two(where, "configurations (sha256 without the seed)", seedless, remedy)
-        problems = [rest] if rest else []
+    problems = []
+    if len({cell.of_row for cell in cells}) > 1:
+        found = [
+            _two(where, "method versions", [(cell, str(cell.spec.method_version)) for cell in cells], remedy),
+            _two(where, "sets of options", [(cell, _text(cell.spec.options)) for cell in cells], remedy),
+            _two(where, "sets of deviations", [(cell, _text(cell.spec.deviations)) for cell in cells], remedy),
+        ]
+        problems = [problem for problem in found if problem]
+        if not problems:
+            # Whatever else is hashed; the checks above only say it better.
+            seedless = [(cell, hash_of_row(cell.of_row, 0)) for cell in cells]
+            rest = _two(where, "configurations (sha256 without the seed)", seedless, remedy)
+            problems = [rest] if rest else []
     for seed, same in group_by(cells, lambda cell: cell.spec.seed).items():
         if len(same) > 1:
             problems.append(

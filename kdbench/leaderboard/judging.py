@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from kdbench.leaderboard.answers import BySeed, se_test
+from kdbench.leaderboard.answers import TableAnswers, se_test
 from kdbench.leaderboard.judgement import Judgement
 from kdbench.leaderboard.model import Division, Gain, Row
 from kdbench.stats import (
@@ -46,7 +46,7 @@ def judge(
     baselines: Mapping[str, Row],
     wanted: Sequence[str],
     division: Division,
-    answers: tuple[BySeed, BySeed],
+    answers: tuple[TableAnswers, TableAnswers],
 ) -> tuple[list[Row], Judgement]:
     """Return the rows with what may be claimed of each, and what the whole table supports.
 
@@ -99,9 +99,9 @@ def judge(
     )
 
 
-def _level(rows: Sequence[Row], answers: BySeed) -> tuple[Level | None, int]:
+def _level(rows: Sequence[Row], answers: TableAnswers) -> tuple[Level | None, int]:
     """Return the accuracy of one network as good as the best row's mean, and its images, where they are known."""
-    sizes = {one.images for runs in answers.values() for one in runs.values()}
+    sizes = answers.sizes
     means = [row.scored.mean for row in rows if row.scored]
     if len(sizes) != 1 or not means:
         return None, 0
@@ -118,7 +118,7 @@ def _gains(
     baselines: Mapping[str, Row],
     best: BoldSet,
     anova: BlockedAnova | None,
-    answers: tuple[BySeed, BySeed],
+    answers: tuple[TableAnswers, TableAnswers],
 ) -> dict[str, tuple[Gain, ...]]:
     """Return the gains of each row with everything that depends on the other rows."""
     columns: list[dict[str, Gain]] = []
@@ -139,7 +139,12 @@ def _gains(
 
 
 def _claimed(
-    row: Row, gain: Gain, baseline: Row, p: float | None, pooled: float | None, answers: tuple[BySeed, BySeed]
+    row: Row,
+    gain: Gain,
+    baseline: Row,
+    p: float | None,
+    pooled: float | None,
+    answers: tuple[TableAnswers, TableAnswers],
 ) -> Gain:
     difference = gain.difference
     if difference is None:
@@ -157,7 +162,7 @@ def _claimed(
     )
 
 
-def _without_claims(row: Row, answers: tuple[BySeed, BySeed]) -> Row:
+def _without_claims(row: Row, answers: tuple[TableAnswers, TableAnswers]) -> Row:
     gains = (
         replace(gain, unclaimed=OPEN, se_test=se_test(row, gain.baseline, gain.difference.seeds, *answers))
         if gain.difference

@@ -4,7 +4,7 @@ One file per question. Section numbers in ``Source`` are those of the project's 
 ``docs/statistics.md`` says which function answers what. scipy is imported on first use.
 """
 
-from kdbench.stats.answers import Bits, crossed_error_of_bits
+from kdbench.stats.answers import Arm, Bits, crossed_error_of_arms, crossed_error_of_bits
 from kdbench.stats.blocked import (
     BlockedAnova,
     Blocks,
@@ -94,6 +94,7 @@ __all__ = [
     "LEAST_PAIRS",
     "MOST_PAIRS",
     "ROPE",
+    "Arm",
     "Bits",
     "BlockedAnova",
     "Blocks",
@@ -139,6 +140,7 @@ __all__ = [
     "complete_blocks",
     "critical_difference",
     "crossed_error",
+    "crossed_error_of_arms",
     "crossed_error_of_bits",
     "crossed_error_over_pairs",
     "decide",

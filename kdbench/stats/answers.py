@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +16,56 @@ from kdbench.stats.values import Integers
 Bits = NDArray[np.uint8]
 
 
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """The answers of one method, kept by whoever compares it with several others: each is counted once.
+
+    Args:
+        bits: One array per seed, as ``numpy.packbits`` makes it of "is correct"; bits beyond the images are zero.
+        images: Number of images.
+    """
+
+    bits: tuple[Bits, ...]
+    images: int
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The bits of each seed as one whole number."""
+        return tuple(_number(bits) for bits in self.bits)
+
+    @cached_property
+    def of_seeds(self) -> Integers:
+        """How many images each seed has right, [S]."""
+        return np.array([number.bit_count() for number in self.numbers])
+
+    @cached_property
+    def of_images(self) -> Integers:
+        """By how many seeds each image was answered right, [N]."""
+        small = np.uint8 if len(self.bits) < 256 else np.int64  # sums of bytes are many times as fast
+        answers = np.unpackbits(np.stack(self.bits), axis=1, count=self.images)
+        counts: Integers = answers.sum(axis=0, dtype=small).astype(np.int64)
+        return counts
+
+
 def crossed_error_of_bits(first: Sequence[Bits], second: Sequence[Bits], images: int) -> CrossedError:
     """Return what ``crossed_error`` returns for the differences of two arms, from packed correctness bits.
 
-    The sums of squares come from whole numbers, so that they are exact; a table of a hundred methods takes no longer
-    than its files take to read.
-
     Args:
-        first: One array per seed, as ``numpy.packbits`` makes it of "is correct"; bits beyond the images are zero.
+        first: One array per seed, as in :class:`Arm`.
         second: The same of the other arm, the same seeds in the same order.
         images: Number of images, >= 2.
+
+    Raises:
+        ValueError: For fewer than two seeds or images, arms of unequal length, or bits of other sizes.
+    """
+    return crossed_error_of_arms(Arm(tuple(first), images), Arm(tuple(second), images))
+
+
+def crossed_error_of_arms(first: Arm, second: Arm) -> CrossedError:
+    """Return what ``crossed_error`` returns for the differences of two arms of the same seeds and images.
+
+    The sums of squares come from whole numbers, so that they are exact; a table of a hundred methods takes no longer
+    than its files take to read.
 
     Raises:
         ValueError: For fewer than two seeds or images, arms of unequal length, or bits of other sizes.
@@ -31,16 +73,17 @@ def crossed_error_of_bits(first: Sequence[Bits], second: Sequence[Bits], images:
     Source:
         Section 6, SE_test.
     """
-    seeds, size = len(first), -(-images // 8)
-    if seeds != len(second) or seeds < 2 or images < 2 or any(len(bits) != size for bits in (*first, *second)):
+    seeds, images = len(first.bits), first.images
+    size = -(-images // 8)
+    fit = all(len(bits) == size for bits in (*first.bits, *second.bits)) and images == second.images
+    if seeds != len(second.bits) or seeds < 2 or images < 2 or not fit:
         raise ValueError(
-            f"crossed error - {seeds} and {len(second)} seeds, {images} images - two of each and {size} bytes a seed - "
-            "store the answers of every run"
+            f"crossed error - {seeds} and {len(second.bits)} seeds, {images} images - two of each and {size} bytes a "
+            "seed - store the answers of every run"
         )
-    pairs = list(zip(first, second, strict=True))
-    of_seeds = np.array([right(a) - right(b) for a, b in pairs])
-    of_images = _right_of_images(first, images) - _right_of_images(second, images)
-    unequal = sum(right(a ^ b) for a, b in pairs)
+    of_seeds = first.of_seeds - second.of_seeds
+    of_images = first.of_images - second.of_images
+    unequal = sum((a ^ b).bit_count() for a, b in zip(first.numbers, second.numbers, strict=True))
     total = int(of_seeds.sum())
     cells = seeds * images
     # Sums of squares times the number of cells, as integers.
@@ -57,11 +100,8 @@ def crossed_error_of_bits(first: Sequence[Bits], second: Sequence[Bits], images:
 
 def right(bits: Bits) -> int:
     """Return how many bits are set."""
-    return int.from_bytes(bits.tobytes()).bit_count()
+    return _number(bits).bit_count()
 
 
-def _right_of_images(arm: Sequence[Bits], images: int) -> Integers:
-    """Return by how many seeds each image was answered right."""
-    small = np.uint8 if len(arm) < 256 else np.int64  # sums of bytes are many times as fast
-    counts: Integers = np.unpackbits(np.stack(arm), axis=1, count=images).sum(axis=0, dtype=small).astype(np.int64)
-    return counts
+def _number(bits: Bits) -> int:
+    return int.from_bytes(bits.tobytes())

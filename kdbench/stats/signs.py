@@ -15,6 +15,7 @@ from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, ro
 
 SMALL = 16  # so many signs are enumerated whatever their weights
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
+DIGIT = 64  # bits of a count of patterns; fewer signs than that cannot overflow it
 STEPS = 10**9  # additions that counting all sums may take
 KEPT = 10**6  # additions, and bytes in proportion, up to which the counts are kept for the next call
 DRAWS = 99_999
@@ -148,6 +149,12 @@ def _shares(weights: Sequence[int]) -> Vector:
     Args:
         weights: Ascending.
     """
+    if len(weights) < DIGIT:  # a polynomial whose coefficients are the digits of one whole number
+        counts = 1
+        for weight in weights:
+            counts += counts << DIGIT * weight
+        digits = np.frombuffer(counts.to_bytes(DIGIT // 8 * (sum(weights) + 1), "little"), "<u8")
+        return _read_only(digits / 2.0 ** len(weights))
     share = np.zeros(sum(weights) + 1)
     share[0], reach = 1.0, 1
     for weight in weights:  # ascending, so that most steps touch a small part
@@ -156,6 +163,10 @@ def _shares(weights: Sequence[int]) -> Vector:
         share[:reach] = 0.0
         share[: len(part)] = part
         share[weight:reach] += part
+    return _read_only(share)
+
+
+def _read_only(share: Vector) -> Vector:
     share.flags.writeable = False
     return share
 

@@ -121,9 +121,10 @@ def attempts(place: Place, method: str) -> list[str]:
 
 
 def check_equal(place: Place, other: Place, *methods: str) -> None:
-    """Compare runs with those of another place, bit for bit."""
+    """Compare runs with those of another place, bit for bit, once their workers have put away what they needed."""
     for method in methods:
         mine, theirs = place.folder(method), other.folder(method)
+        until(lambda folder=RunFolder(mine): not folder.held(), "the end of the worker")
         assert sorted(path.name for path in mine.iterdir()) == sorted(path.name for path in theirs.iterdir())
         for name in FILES:
             assert (mine / name).read_bytes() == (theirs / name).read_bytes(), (method, name)
