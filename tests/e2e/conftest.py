@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import commandline
 import pytest
 
-HELPER = Path(__file__).parents[1] / "cli" / "commandline.py"
 PROBE = Path(__file__).with_name("probe_methods.py")
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    """Import a helper that stands beside the tests, which are no package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-commandline = _load("commandline", HELPER)
 
 
 @pytest.fixture(autouse=True)

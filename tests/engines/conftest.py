@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import commandline
+import contract
 import pytest
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    """Import a helper that stands beside the tests, which are no package."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
+import ray_cluster
+import slurm_cluster
 
 HERE = Path(__file__).parent
-commandline = _load("commandline", HERE.parent / "cli" / "commandline.py")
-slurm_cluster = _load("slurm_cluster", HERE / "slurm_cluster.py")
-ray_cluster = _load("ray_cluster", HERE / "ray_cluster.py")
-contract = _load("contract", HERE / "contract.py")
 
 NOT_TESTED = "not tested: "  # begins the reasons of skips that the summary counts
 POLL = ("--executor-option", "poll=0.2")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
-from types import ModuleType
 
+import kit_behaviour  # noqa: F401 (adds to subjects.BROKEN)
+import kit_phases as staged  # and so does this
+import kit_subjects as subjects
 import numpy as np
 import pytest
 import torch
@@ -19,21 +18,6 @@ from kdbench.testing import METHOD_CHECKS, CheckFailure, check_method
 from kdbench.testing.bench import PAIR, TWO_TEACHERS, pair_for
 from kdbench.testing.outcome import STRUCTURAL
 from kdbench.types import Context, Pair, PairInfo, Taps
-
-
-def _load(name: str, file: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-subjects = _load("kit_subjects", "subjects.py")
-_load("kit_behaviour", "subjects_behaviour.py")  # adds to subjects.BROKEN
-staged = _load("kit_phases", "subjects_phases.py")  # and so does this
 
 
 def _id(value: object) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import commandline as cli
 import pytest
 
 WHOLE = """
@@ -26,21 +24,6 @@ ANCHORS = {
     "sum": WHOLE.format(name="sum", kd=0.4, freezing="false"),
     "weights": "extends: fair_baseline_smoke\nname: weights\nversion: 1\nloss: {teacher_weights: [1, 2, 3]}\n",
 }
-
-
-def _commandline() -> ModuleType:
-    name = "commandline"
-    if name not in sys.modules:
-        path = Path(__file__).resolve().parents[2] / "cli" / "commandline.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-cli = _commandline()
 
 
 @pytest.fixture(autouse=True)
