@@ -18,11 +18,11 @@ from kdbench.config.schema import Section
 from kdbench.errors import ConfigError, KdbenchError, unknown
 from kdbench.evaluation import read_predicted
 from kdbench.files import set_aside, write_atomic
-from kdbench.mirror import Mirror, lasting_mirror
-from kdbench.places import Url, Where
 from kdbench.records import Corrupt, parse_json
 from kdbench.seal import sealed
 from kdbench.spec import DatasetRef
+from kdbench.storage.mirror import Mirror, lasting_mirror
+from kdbench.storage.places import Url, Where
 
 WEIGHTS, MANIFEST, PREDICTIONS = "weights.safetensors", "teacher.json", "predictions.npz"
 _AGAIN = "train or import the teacher again (its folder can be removed)"

@@ -14,14 +14,14 @@ from kdbench.collector import collector_at_rest
 from kdbench.epoch_table import epoch_table
 from kdbench.errors import ConfigError
 from kdbench.files import cannot_write, unreadable
-from kdbench.mirror import Mirror, own_mirror
-from kdbench.places import Url, Where
 from kdbench.records import Corrupt, EpochReport, Record, disagreements, parse_bytes, parse_json
 from kdbench.seal import sealed
-from kdbench.shared_folder import LOCK as LOCK  # noqa: PLC0414 (part of what the store is known for)
-from kdbench.shared_folder import RunBusy as RunBusy  # noqa: PLC0414 (likewise)
-from kdbench.shared_folder import SharedFolder
 from kdbench.spec import RunSpec
+from kdbench.storage.mirror import Mirror, own_mirror
+from kdbench.storage.places import Url, Where
+from kdbench.storage.shared_folder import LOCK as LOCK  # noqa: PLC0414 (part of what the store is known for)
+from kdbench.storage.shared_folder import RunBusy as RunBusy  # noqa: PLC0414 (likewise)
+from kdbench.storage.shared_folder import SharedFolder
 
 SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
 WEIGHTS, PREDICTIONS, CHECKPOINTS = "student.safetensors", "predictions.npz", "checkpoint"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from kdbench.places import Where, where
+from kdbench.storage.places import Where, where
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_ANCHOR = "fair_baseline"

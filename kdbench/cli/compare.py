@@ -6,7 +6,7 @@ import click
 
 from kdbench.cli.arguments import WhereType
 from kdbench.cli.stored import stored_runs
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 
 @click.command("compare")

@@ -9,7 +9,7 @@ import click
 from kdbench.cli.arguments import WhereType, names, path_option
 from kdbench.cli.main import State
 from kdbench.cli.stored import stored_runs
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 
 @click.command("leaderboard")

@@ -14,9 +14,9 @@ from kdbench.cli.arguments import DEFAULT_ANCHOR, DEFAULT_CACHE_SIZE, names, see
 from kdbench.config.presets import Preset, load_preset
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.memory import too_large
-from kdbench.places import Url, Where
 from kdbench.plan import ALL, Plan, Request, make_plan
 from kdbench.registry import Registry
+from kdbench.storage.places import Url, Where
 from kdbench.training.devices import devices_elsewhere, memory_of, resolve_devices
 
 

@@ -25,7 +25,7 @@ from kdbench.cli.arguments import (
 )
 from kdbench.cli.main import State
 from kdbench.cli.workplaces import cache_place, workplace
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 
 @click.command("run-one")

@@ -10,7 +10,7 @@ import click
 
 from kdbench.cli.arguments import WhereType
 from kdbench.cli.main import State
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 KINDS = (
     "methods", "backbones", "pairs", "datasets", "anchors", "recipes", "presets", "ladders", "executors", "plugins",

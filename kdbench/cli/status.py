@@ -10,7 +10,7 @@ import click
 
 from kdbench.cli.arguments import WhereType
 from kdbench.cli.stored import stored_runs
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 if TYPE_CHECKING:
     from kdbench.execution.status import Standing

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 if TYPE_CHECKING:
     from kdbench.spec import RunSpec

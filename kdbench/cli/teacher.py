@@ -20,7 +20,7 @@ from kdbench.cli.arguments import (
 )
 from kdbench.cli.main import State, Suggesting
 from kdbench.cli.teacher_cache import cache_command
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 _place = apply(teachers_option, data_option, device_option, threads_option)
 

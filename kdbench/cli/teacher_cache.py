@@ -23,7 +23,7 @@ from kdbench.cli.arguments import (
     threads_option,
 )
 from kdbench.cli.main import State
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 SECONDS = 10.0  # between two lines where there is no terminal
 

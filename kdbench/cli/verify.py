@@ -11,7 +11,7 @@ import click
 
 from kdbench.cli.arguments import WhereType, apply, data_option, teachers_option
 from kdbench.cli.main import State
-from kdbench.places import Where
+from kdbench.storage.places import Where
 
 
 @click.command("verify")
@@ -36,7 +36,7 @@ def verify_command(
     With --rerun, train one finished run again with the same teachers, data and threads: exit 0 if the bits are equal, 4
     if not.
     """
-    from kdbench.mirror import local_copy
+    from kdbench.storage.mirror import local_copy
 
     if rerun:
         _rerun(state, local_copy(bundle), out, teachers, data, device, threads)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdbench.cli.arguments import available_threads
 from kdbench.cli.main import State
-from kdbench.places import Where, scratch
+from kdbench.storage.places import Where, scratch
 
 
 def cache_place(teachers: Where, cache: Path | None, teacher_cache: str, cache_size: float) -> Any:

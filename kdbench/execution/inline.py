@@ -9,7 +9,7 @@ from kdbench.errors import PluginError
 from kdbench.execution.jobs import DONE, Ended, Job
 from kdbench.execution.seam import Opening
 from kdbench.hooks import hookimpl
-from kdbench.lease import LeaseLost
+from kdbench.storage.lease import LeaseLost
 from kdbench.store import RunBusy
 from kdbench.training.trainer import Interrupted
 

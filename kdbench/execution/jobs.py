@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.places import Where
+from kdbench.storage.places import Where
 from kdbench.training.teacher_cache.place import GIB, CachePlace
 from kdbench.training.teachers import Recipe
 

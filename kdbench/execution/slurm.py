@@ -24,7 +24,7 @@ from kdbench.execution.seam import Opening
 from kdbench.execution.slurm_task import ERR, OUT, PROCESS, REPORT, Task
 from kdbench.files import write_atomic
 from kdbench.hooks import hookimpl
-from kdbench.places import Url, Where
+from kdbench.storage.places import Url, Where
 
 FOLDER = Path(".engines", "slurm")  # in the store, which all nodes see; no run's name begins with a dot
 NOTE = "jobs.json"

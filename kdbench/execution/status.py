@@ -11,10 +11,10 @@ from typing import Literal
 
 from kdbench.errors import StoreError
 from kdbench.execution.remaining import TimeLeft
-from kdbench.heartbeat import Heartbeat
-from kdbench.lease import Holder, holder_of, is_free
 from kdbench.records import Record, Status
 from kdbench.spec import RunSpec
+from kdbench.storage.heartbeat import Heartbeat
+from kdbench.storage.lease import Holder, holder_of, is_free
 from kdbench.store import RunFolder
 from kdbench.training.runtime import RunTime, calculated
 

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 
 from kdbench.errors import StoreError
 from kdbench.files import TEMPORARY, cannot_write, place_folder, write_atomic
-from kdbench.lease import is_lease_file
 from kdbench.merging.reading import Found
+from kdbench.storage.lease import is_lease_file
 from kdbench.store import CHECKPOINTS, LOCK, RECORD, RunBusy, RunStore
 
 MERGING = ".merging"

@@ -10,9 +10,9 @@ from filelock import FileLock, Timeout
 from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard.checks import cell_problems
 from kdbench.leaderboard.model import Cell
-from kdbench.lease import holder_of, is_free
 from kdbench.records import Record
 from kdbench.spec import RunSpec
+from kdbench.storage.lease import holder_of, is_free
 from kdbench.store import EPOCHS, LOCK, SPEC, RunFolder
 from kdbench.verification.epochs import read_epochs
 from kdbench.verification.predictions import recount

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kdbench.heartbeat import Reached
-from kdbench.lease import Lease
+from kdbench.storage.heartbeat import Reached
+from kdbench.storage.lease import Lease
 from kdbench.training.trainer import Progress
 
 

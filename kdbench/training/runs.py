@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from kdbench.errors import FAULTS, ConfigError
-from kdbench.lease import LeaseLost
 from kdbench.records import Environment, Record
 from kdbench.spec import RunSpec
+from kdbench.storage.lease import LeaseLost
 from kdbench.store import RECORD, SPEC, RunBusy, RunFolder, RunStore
 from kdbench.training import attempts, retry
 from kdbench.training.attempts import Attempts, now

@@ -1,9 +1,10 @@
 """All benchmarks, each in a process of its own: ``python tests/bench/run.py [--quick] [NAME ...]``.
 
 Prints their lines and what they come to, and writes build/bench/performance.json, from which report.py makes the
-README's tables. It holds the last sheet of every benchmark that was run in this place, so that one may be run again
-alone. Goes on after a missed target and ends with 1 if there was one. ``--quick`` takes two rounds where there would be
-more; the tables say how many there were.
+README's tables. It holds the last sheet of every benchmark that was run in this place, or else the published one if
+that was made on such a machine with such versions, so that one may be run again alone. Goes on after a missed target
+and ends with 1 if there was one. ``--quick`` takes two rounds where there would be more; the tables say how many
+there were.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "build" / "bench"
 RESULT = OUT / "performance.json"
+PUBLISHED = HERE.parents[1] / "docs" / "performance.json"
 
 # In the order of the tables. A script that writes no JSON of its own counts by its exit status alone.
 BENCHMARKS = (
@@ -54,9 +56,14 @@ def run(name: str, *, quick: bool = False) -> int:
 
 
 def sheets() -> list[dict[str, Any]]:
-    """Return the sheets of all benchmarks that were run, in the order of the tables."""
-    paths = [OUT / f"{name}.json" for name in BENCHMARKS]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    """Return the sheets of all benchmarks that were run, here or before they were published, in the tables' order."""
+    found = {}
+    if PUBLISHED.exists():
+        found = {sheet["name"]: sheet for sheet in json.loads(PUBLISHED.read_text(encoding="utf-8"))["sheets"]}
+    for path in (OUT / f"{name}.json" for name in BENCHMARKS):
+        if path.exists():
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    return [found[name] for name in BENCHMARKS if name in found]
 
 
 def merged(sheets: Sequence[dict[str, Any]]) -> dict[str, Any]:

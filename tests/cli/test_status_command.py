@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from commandline import Place, failure, kdbench, snapshot
 
-from kdbench.heartbeat import HEARTBEAT, Heartbeat, Reached
-from kdbench.owner import Owner
 from kdbench.seal import unsealed
+from kdbench.storage.heartbeat import HEARTBEAT, Heartbeat, Reached
+from kdbench.storage.owner import Owner
 
 CELLS = "proto-v3/digits-20pc/tiny"
 

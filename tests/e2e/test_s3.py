@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from commandline import Place, kdbench
 
-from kdbench.places import SCRATCH_VARIABLE, Url
 from kdbench.seal import unsealed
-from kdbench.shelf import Shelf
-from kdbench.url_shelf import shelf_at
+from kdbench.storage.places import SCRATCH_VARIABLE, Url
+from kdbench.storage.shelf import Shelf
+from kdbench.storage.url_shelf import shelf_at
 
 WANTED = "not tested: S3, for want of s3fs and moto[server]"
 pytest.importorskip("s3fs", reason=WANTED)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from commandline import Place, failure, kdbench
 
-from kdbench.places import SCRATCH_VARIABLE, Url
 from kdbench.seal import unsealed
-from kdbench.shelf import Shelf
-from kdbench.url_shelf import shelf_at
+from kdbench.storage.places import SCRATCH_VARIABLE, Url
+from kdbench.storage.shelf import Shelf
+from kdbench.storage.url_shelf import shelf_at
 
 CELLS = "proto-v3/digits-20pc/tiny"
 TEACHER = "digits-20pc/resnet14_w8-proto-v3-seed0"

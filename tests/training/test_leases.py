@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from kdbench import owner as owners
 from kdbench.cli import main
 from kdbench.errors import KdbenchError, StoreError
-from kdbench.heartbeat import HEARTBEAT, INTERVAL_VARIABLE
-from kdbench.places import SCRATCH_VARIABLE, Url
 from kdbench.records import Record, parse_json
-from kdbench.shelf import PathShelf
 from kdbench.spec import RunSpec
+from kdbench.storage import owner as owners
+from kdbench.storage.heartbeat import HEARTBEAT, INTERVAL_VARIABLE
+from kdbench.storage.places import SCRATCH_VARIABLE, Url
+from kdbench.storage.shelf import PathShelf
 from kdbench.store import PREDICTIONS, RECORD, WEIGHTS, RunStore
 from kdbench.training.runs import run_cohort
 

@@ -12,14 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import lease as leases
 from kdbench.errors import ConfigError
-from kdbench.heartbeat import HEARTBEAT, INTERVAL_VARIABLE, STALE_BEATS, Heartbeat, Reached, interval, read_heartbeat
-from kdbench.lease import STOP, Lease, LeaseLost, claim, holder_of, is_free, is_lease_file
-from kdbench.owner import Owner
-from kdbench.places import Url
-from kdbench.shelf import PathShelf, Shelf
-from kdbench.url_shelf import shelf_at
+from kdbench.storage import lease as leases
+from kdbench.storage.heartbeat import (
+    HEARTBEAT,
+    INTERVAL_VARIABLE,
+    STALE_BEATS,
+    Heartbeat,
+    Reached,
+    interval,
+    read_heartbeat,
+)
+from kdbench.storage.lease import STOP, Lease, LeaseLost, claim, holder_of, is_free, is_lease_file
+from kdbench.storage.owner import Owner
+from kdbench.storage.places import Url
+from kdbench.storage.shelf import PathShelf, Shelf
+from kdbench.storage.url_shelf import shelf_at
 
 BEAT = 0.05
 _numbers = itertools.count()
@@ -111,7 +119,7 @@ def test_of_many_at_once_one_gets_it(shelf: Shelf) -> None:
 def test_an_owner_of_this_machine_that_is_gone_is_succeeded_at_once(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "from kdbench.owner import Owner\nprint(Owner.me().model_dump_json())"
+    code = "from kdbench.storage.owner import Owner\nprint(Owner.me().model_dump_json())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     shelf.create("lease-00007.json", dead)
     monkeypatch.setattr(leases.time, "sleep", lambda _seconds: pytest.fail("nobody need be waited for"))
@@ -228,7 +236,7 @@ def test_owners_are_told_apart() -> None:
 
 
 def test_a_process_that_waits_to_be_buried_is_gone() -> None:
-    code = "from kdbench.owner import Owner\nprint(Owner.me().model_dump_json(), flush=True)"
+    code = "from kdbench.storage.owner import Owner\nprint(Owner.me().model_dump_json(), flush=True)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert child.stdout is not None
     owner = Owner.model_validate_json(child.stdout.readline())

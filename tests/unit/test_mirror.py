@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import places
 from kdbench.errors import ConfigError, StoreError
-from kdbench.mirror import Mirror, local_copy, own_mirror
-from kdbench.owner import namespace
-from kdbench.places import SCRATCH_VARIABLE, Url, scratch, where
-from kdbench.shelf import PathShelf, Shelf
-from kdbench.url_shelf import UrlShelf, shelf_at
+from kdbench.storage import places
+from kdbench.storage.mirror import Mirror, local_copy, own_mirror
+from kdbench.storage.owner import namespace
+from kdbench.storage.places import SCRATCH_VARIABLE, Url, scratch, where
+from kdbench.storage.shelf import PathShelf, Shelf
+from kdbench.storage.url_shelf import UrlShelf, shelf_at
 
 _numbers = itertools.count()
 

@@ -10,9 +10,9 @@ import pytest
 
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import TEMPORARY
-from kdbench.lease import LeaseLost
 from kdbench.records import EpochReport, Record, parse_json
 from kdbench.spec import DeclaredDeviation, RunSpec
+from kdbench.storage.lease import LeaseLost
 from kdbench.store import LOCK, RECORD, SPEC, RunBusy, RunFolder, RunStore
 
 GOOD = "crd-v1/digits-5pc/tiny/dkd/seed0"

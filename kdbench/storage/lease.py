@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kdbench.errors import KdbenchError, StoreError
-from kdbench.heartbeat import HEARTBEAT, STALE_BEATS, Heartbeat, Reached, interval, read_heartbeat
-from kdbench.owner import Owner
 from kdbench.records import Corrupt, parse_bytes
-from kdbench.shelf import Shelf
+from kdbench.storage.heartbeat import HEARTBEAT, STALE_BEATS, Heartbeat, Reached, interval, read_heartbeat
+from kdbench.storage.owner import Owner
+from kdbench.storage.shelf import Shelf
 
 STOP = "stop"  # whoever wants a run to save and stop puts a file of this name into its folder
 _LEASE = re.compile(r"lease-(\d{5})\.json")

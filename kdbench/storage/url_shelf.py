@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdbench.errors import ConfigError, StoreError
-from kdbench.places import Url
-from kdbench.shelf import PathShelf, Shelf
+from kdbench.storage.places import Url
+from kdbench.storage.shelf import PathShelf, Shelf
 
 
 def shelf_at(url: Url) -> Shelf:

@@ -12,10 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from kdbench.files import TEMPORARY, cannot_write, process_is_alive, write_atomic
-from kdbench.owner import namespace
-from kdbench.places import Url, Where, scratch
-from kdbench.shelf import Shelf
-from kdbench.url_shelf import shelf_at
+from kdbench.storage.owner import namespace
+from kdbench.storage.places import Url, Where, scratch
+from kdbench.storage.shelf import Shelf
+from kdbench.storage.url_shelf import shelf_at
 
 Stamp = tuple[int, int]  # size and time of the last change of a local file
 

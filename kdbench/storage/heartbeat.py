@@ -11,9 +11,9 @@ from pydantic import Field
 
 from kdbench.config.schema import Section
 from kdbench.errors import ConfigError
-from kdbench.owner import Owner
 from kdbench.records import Corrupt, parse_bytes
-from kdbench.shelf import Shelf
+from kdbench.storage.owner import Owner
+from kdbench.storage.shelf import Shelf
 
 HEARTBEAT = "heartbeat.json"
 INTERVAL_VARIABLE = "KDBENCH_HEARTBEAT"  # seconds between two beats, instead of:

@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 
 from kdbench.errors import StoreError
 from kdbench.files import cannot_write, set_aside, sweep_temporary, write_atomic
-from kdbench.lease import STOP, Lease, claim, holder_of, is_free, is_lease_file
-from kdbench.mirror import Mirror
-from kdbench.shelf import PathShelf, Shelf
+from kdbench.storage.lease import STOP, Lease, claim, holder_of, is_free, is_lease_file
+from kdbench.storage.mirror import Mirror
+from kdbench.storage.shelf import PathShelf, Shelf
 
 LOCK = "run.lock"
 KEPT = ("spec.json",)  # never removed at a URL, even if the local copy is swept away: it says what was planned
