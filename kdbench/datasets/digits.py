@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from kdbench.seeds import numpy_generator
 from kdbench.types import StageShape
 
 _CLASSES = tuple("0123456789")
+_FILE = "sklearn/datasets/data/digits.csv.gz"
 
 
 @hookimpl
@@ -35,17 +37,30 @@ def open_digits(argument: str, _root: Path) -> Digits:
 @cache
 def _load() -> tuple[Split, Split]:
     """Return (train, test), see :class:`Digits`."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images: NDArray[np.uint8] = np.rint(bunch.images * 255 / 16).astype(np.uint8)[:, None]
-    labels: NDArray[np.int64] = bunch.target.astype(np.int64)
+    table = _table()
+    images: NDArray[np.uint8] = np.rint(table[:, :64].reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+    labels: NDArray[np.int64] = table[:, 64].astype(np.int64)
     counts = [round(count / 3) for count in np.bincount(labels).tolist()]
     order = permutation(numpy_generator(0, "split", "digits"), len(labels))
     test = first_of_each(labels, order, counts)
     train = np.setdiff1d(np.arange(len(labels)), test)
     everything = Split(torch.from_numpy(images), torch.from_numpy(labels))
     return _copy(take(everything, train)), _copy(take(everything, test))
+
+
+def _table() -> NDArray[np.float64]:
+    """Return what scikit-learn ships, one row of 64 pixels and a label per image.
+
+    Its file is read where it lies: importing the library, and pandas with it, would take longer than a worker needs
+    for an epoch of digits.
+    """
+    try:
+        return np.loadtxt(str(metadata.distribution("scikit-learn").locate_file(_FILE)), delimiter=",")
+    except (metadata.PackageNotFoundError, OSError):  # it has moved
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return np.column_stack((bunch.data, bunch.target))
 
 
 class Digits:

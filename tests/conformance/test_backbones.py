@@ -42,7 +42,7 @@ EXAMPLES = (
     "timm:mobilenetv3_small_050",
 )
 BACKBONES = registered()
-LARGE = 100_000_000  # parameters above which a pass at the native size costs minutes and gigabytes
+LARGE = 100_000_000  # parameters above which a pass at the native size, or a copy, costs minutes and gigabytes
 
 
 def allowed_size(backbone: Backbone, at_least: int) -> int:
@@ -79,6 +79,13 @@ def settled(backbone: Backbone) -> Network:
 
 
 @pytest.fixture
+def of_usual_size(backbone: Backbone) -> None:
+    """Leave out networks of gigabytes where smaller ones of their class show the same in a hundredth of the time."""
+    if backbone.info(CLASSES, StageShape((3, 32, 32))).parameters > LARGE:
+        pytest.skip("too large; smaller networks of its class show it")
+
+
+@pytest.fixture
 def no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
@@ -100,6 +107,7 @@ def test_every_parameter_learns_from_the_logits(backbone: Backbone) -> None:
     assert wrong == []
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_pre_activations_carry_gradients(backbone: Backbone) -> None:
     network = build(backbone).train()
     features = network(random_images(backbone), EVERYTHING)
@@ -181,6 +189,7 @@ def test_forward_from_continues_from_every_stage(backbone: Backbone, settled: Ne
         assert len(rest.stages) == len(rest.indices)
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_state_round_trip(backbone: Backbone, settled: Network, no_grad: None) -> None:
     other = build(backbone, seed=1).eval()
     images = random_images(backbone)
@@ -190,11 +199,13 @@ def test_state_round_trip(backbone: Backbone, settled: Network, no_grad: None) -
     assert torch.equal(other(images).logits, settled(images).logits)
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_equal_seeds_give_equal_weights(backbone: Backbone, no_grad: None) -> None:
     first, second = build(backbone).state_dict(), build(backbone).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_channels_last_gives_the_same_logits(backbone: Backbone, settled: Network, no_grad: None) -> None:
     images = random_images(backbone)
     other = copy.deepcopy(settled).to(memory_format=torch.channels_last)
@@ -202,12 +213,14 @@ def test_channels_last_gives_the_same_logits(backbone: Backbone, settled: Networ
     torch.testing.assert_close(logits, settled(images).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_bf16_is_finite(backbone: Backbone, settled: Network, no_grad: None) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         features = settled(random_images(backbone), EVERYTHING)
     assert all(t.isfinite().all() for t in (features.logits, *features.stages, *features.pre_stages))
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_one_channel_and_the_smallest_image(backbone: Backbone, no_grad: None) -> None:
     network = build(backbone, channels=1).train()
     images = random_images(backbone, channels=1, at_least=1)
@@ -218,6 +231,7 @@ def test_one_channel_and_the_smallest_image(backbone: Backbone, no_grad: None) -
     assert min(features.stages[-1].shape) >= 1
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_another_and_an_uneven_image_size(backbone: Backbone, settled: Network, no_grad: None) -> None:
     if backbone.square:
         assert backbone.unfit(StageShape((3, 32, 48))) is not None
@@ -229,6 +243,7 @@ def test_another_and_an_uneven_image_size(backbone: Backbone, settled: Network, 
     assert features.embedding.shape == (2, settled.embedding_dim)
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_running_statistics_move_once_whatever_is_tapped(backbone: Backbone, no_grad: None) -> None:
     plain = build(backbone).train()
     tapped = copy.deepcopy(plain)

@@ -28,17 +28,14 @@ def import_(file: Path, cifar10: Path, *more: object) -> list[str]:
     return outcome.out.splitlines()
 
 
-def test_resnet56_and_its_verification(shared: Path, cifar10: Path) -> None:
+def test_resnet56(shared: Path, cifar10: Path) -> None:
     file = shared / "data" / "checkpoints" / "resnet56-4bfd9763.th"
     found, imported = import_(file, cifar10, "--normalisation", "imagenet")
     assert found == "fits backbone resnet56_he"
     assert imported.startswith("imported resnet56-4bfd9763: resnet56_he, 93.39 % on 10000 test images, sha256 ")
-    outcome = kdbench("teacher", "verify", "--threads", 1)
-    assert outcome.code == 0, outcome
-    assert ": 93.39 % (9339 of 10000), sha256 ok" in outcome.out
 
 
-def test_resnet20_with_the_constants_it_was_trained_with(shared: Path, cifar10: Path) -> None:
+def test_resnet20_with_the_constants_it_was_trained_with_and_its_verification(shared: Path, cifar10: Path) -> None:
     found, normalisation, imported = import_(shared / "data" / "checkpoints" / "resnet20-12fca82f.th", cifar10)
     assert found == "fits backbone resnet20_he"
     assert normalisation.startswith("normalisation imagenet: smallest loss on 2500 training images (imagenet ")
@@ -47,3 +44,6 @@ def test_resnet20_with_the_constants_it_was_trained_with(shared: Path, cifar10: 
     manifest = json.loads(path.read_text(encoding="utf-8"))
     assert manifest["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert manifest["classes"] == sorted(manifest["classes"])
+    outcome = kdbench("teacher", "verify", "--threads", 1)
+    assert outcome.code == 0, outcome
+    assert ": 91.73 % (9173 of 10000), sha256 ok" in outcome.out

@@ -1,5 +1,7 @@
 """The digits: values, split and fingerprint."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +57,19 @@ def test_path_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         open_digits("8x8", Path())
     assert str(caught.value) == "digits:8x8: dataset 'digits' takes no path. Write: --dataset digits"
+
+
+def test_they_are_read_without_importing_the_library_that_ships_them() -> None:
+    code = (
+        "import sys; from pathlib import Path; from kdbench.datasets.digits import open_digits\n"
+        f"assert open_digits('', Path()).info.fingerprint == '{FINGERPRINT}'\n"
+        "assert 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_the_file_has_moved_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "_FILE", "sklearn/elsewhere.csv.gz")
+    assert np.array_equal(digits._table(), np.column_stack(load_digits(return_X_y=True)))
+    monkeypatch.undo()
+    assert np.array_equal(digits._table(), np.column_stack(load_digits(return_X_y=True)))
