@@ -37,7 +37,7 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class WhereType(click.ParamType["Where"]):
+class WhereType(click.ParamType):  # type: ignore[type-arg]  # older releases of click know none
     """A folder, or a URL such as ``s3://bucket/runs``."""
 
     name = "folder|url"
@@ -136,7 +136,7 @@ cells_options = apply(
 )
 
 
-class LanesType(click.ParamType[int | None]):
+class LanesType(click.ParamType):  # type: ignore[type-arg]  # likewise
     """A number of runs per worker, or ``auto``."""
 
     name = "auto|N"
