@@ -14,13 +14,16 @@ from table import EQUAL, Row
 
 CANNOT_WRITE = 73
 SIZE = "6m"
+RESULT = 2**10 * 30  # bytes: the largest file of a result is smaller, a checkpoint is not
+REFUSED, GOES_ON = f"exit {CANNOT_WRITE}, then {EQUAL}", f"checkpoints counted as not saved, {EQUAL}"
 
 
 def disks(shop: Workshop, rounds: int) -> Iterator[Row]:
     """Let writing fail in every way, so often each."""
     row = Row("largest file 2-40 kB (RLIMIT_FSIZE), then none")
     for number in range(rounds):
-        row.add(f"exit {CANNOT_WRITE}, then {EQUAL}", _limited(shop, 2**10 * (2, 20, 40)[number % 3]))
+        most = 2**10 * (2, 20, 40)[number % 3]
+        row.add(GOES_ON if most > RESULT else REFUSED, _limited(shop, most))
     yield row
     for fault, work in (
         ("disk full, and again free", _full),
@@ -32,12 +35,7 @@ def disks(shop: Workshop, rounds: int) -> Iterator[Row]:
             row.outcomes["NOT RUN: mounting a disk takes root"] = 0
         else:
             for _ in range(rounds):
-                row.add(
-                    f"checkpoints counted as not saved, {EQUAL}"
-                    if work is _full_for_a_while
-                    else f"exit {CANNOT_WRITE}, then {EQUAL}",
-                    work(shop),
-                )
+                row.add(GOES_ON if work is _full_for_a_while else REFUSED, work(shop))
         yield row
 
 
@@ -60,7 +58,17 @@ def _limited(shop: Workshop, most: int) -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         place.make()
 
+    if most > RESULT:
+        return _without_checkpoints(shop, place, work)
     return _refused(place, work) or _completed(shop, place)
+
+
+def _without_checkpoints(shop: Workshop, place: Place, work: object) -> str:
+    """Return what is wrong with results, or with what they say of the checkpoints that could not be written."""
+    if (ended := place.finish(work)).code:
+        return f"exit {ended.code}: {ended.said[-300:]}"
+    told = "checkpoints could not be saved" in (place.folder().path / "record.json").read_text(encoding="utf-8")
+    return place.problems(shop.expected) if told else "the record does not say that checkpoints are missing"
 
 
 @contextmanager
@@ -103,10 +111,7 @@ def _full_for_a_while(shop: Workshop) -> str:
             runs.measure = lambda *a: (balloon.unlink(missing_ok=True), measure(*a))[1]
             place.make()
 
-        if (ended := place.finish(work)).code:
-            return f"exit {ended.code}: {ended.said[-300:]}"
-        told = "checkpoints could not be saved" in (place.folder().path / "record.json").read_text(encoding="utf-8")
-        return place.problems(shop.expected) if told else "the record does not say that checkpoints are missing"
+        return _without_checkpoints(shop, place, work)
 
 
 def _read_only(shop: Workshop) -> str:
