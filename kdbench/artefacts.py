@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdbench.archives import UNREADABLE
-from kdbench.config.schema import Section
+from kdbench.config.schema import ADDED, Section
 from kdbench.errors import ConfigError, KdbenchError, unknown
 from kdbench.evaluation import read_predicted
 from kdbench.files import set_aside, write_atomic
@@ -41,6 +41,7 @@ class TeacherManifest(Section):
         accuracy: Top-1 on the whole test split, in percent, measured by kdbench.
         mean, std: Its own input normalisation.
         sha256: Of the weights file.
+        predictions_sha256: Of the file with the test predictions; older manifests do not say it.
     """
 
     schema_version: Literal[1] = 1
@@ -60,6 +61,7 @@ class TeacherManifest(Section):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    predictions_sha256: Annotated[str, ADDED] = ""
     created_at: str
     kdbench_version: str = Field(description="version that wrote it")
 
@@ -184,7 +186,10 @@ class TeacherStore:
     def _sound(self, folder: Path) -> bool:
         try:
             manifest = parse_json(TeacherManifest, folder / MANIFEST)
-            with zipfile.ZipFile(self._brought(folder / PREDICTIONS)) as archive:
+            predictions = self._brought(folder / PREDICTIONS)
+            if manifest.predictions_sha256 not in {"", sha256_of(predictions)}:
+                return False
+            with zipfile.ZipFile(predictions) as archive:
                 return sha256_of(self._weights(manifest)) == manifest.sha256 and archive.testzip() is None
         except (Corrupt, FileNotFoundError, *UNREADABLE):
             return False
@@ -209,6 +214,8 @@ class TeacherStore:
             KdbenchError: If the file is missing or damaged, or of another number of images than the manifest says.
         """
         path = self._brought(self.folder(manifest.dataset, manifest.name) / PREDICTIONS)
+        if manifest.predictions_sha256:
+            check_sha256(path, manifest.predictions_sha256, _AGAIN)
         predicted = read_predicted(path)
         if len(predicted) != manifest.test_images:
             raise KdbenchError(

@@ -147,7 +147,7 @@ def write_artefact(
         about: The remaining fields of the manifest: name, backbone, origin, recipe and so on.
     """
     state: dict[str, Tensor] = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
-    data = save(state)
+    data, answers = save(state), predictions.to_npz()
     manifest = TeacherManifest.model_validate(
         {
             "dataset": dataset,
@@ -158,12 +158,13 @@ def write_artefact(
             "mean": tuple(network.mean.flatten().tolist()),
             "std": tuple(network.std.flatten().tolist()),
             "sha256": _sha256(data),
+            "predictions_sha256": _sha256(answers),
             "created_at": now(),
             "kdbench_version": __version__,
             **about,
         }
     )
-    store.write(manifest, {WEIGHTS: data, PREDICTIONS: predictions.to_npz()})
+    store.write(manifest, {WEIGHTS: data, PREDICTIONS: answers})
     return manifest
 
 

@@ -167,3 +167,18 @@ def test_a_damaged_artefact_is_set_aside_whole_and_counts_as_missing(tmp_path: P
     assert kept >= {f"{other}.corrupt" for other in (MANIFEST, WEIGHTS, PREDICTIONS) if other != file}
     assert {path.name for path in folder.iterdir()} == kept
     assert store.set_damaged_aside(DIGITS, name) == ()
+
+
+def test_a_flipped_bit_that_no_checksum_of_the_archive_covers_is_found_by_the_manifests(tmp_path: Path) -> None:
+    store, name = TeacherStore(tmp_path), "resnet14-crd"
+    manifest, path = put(store, name), store.folder(DIGITS, name) / PREDICTIONS
+    np.savez(path, predicted=np.arange(599))
+    manifest = manifest.model_copy(update={"predictions_sha256": sha256_of(path)})
+    (path.parent / MANIFEST).write_text(sealed(manifest))
+    assert store.set_damaged_aside(DIGITS, name) == ()
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + bytes([data[10] ^ 1]) + data[11:])  # of the time in the member's own header
+    assert len(np.load(path)["predicted"]) == 599
+    with pytest.raises(KdbenchError, match="corrupt: sha256 is"):
+        store.predicted(manifest)
+    assert len(store.set_damaged_aside(DIGITS, name)) == 3
