@@ -63,7 +63,7 @@ class RunFolder(SharedFolder):
         self.pull(RECORD)
         try:
             data = (self.path / RECORD).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise unreadable(self.path / RECORD, error) from error
