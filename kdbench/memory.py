@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from kdbench.backbones.base import Backbone
-from kdbench.backbones.cost import NetworkCost, cost_of, on_meta
+from kdbench.backbones.cost import NetworkCost, cost_of
 from kdbench.config.schema import Anchor
 from kdbench.plan import Plan
 from kdbench.registry import Registry
@@ -39,7 +39,7 @@ def teacher_flops(plan: Plan, registry: Registry) -> dict[str, int]:
 @cache
 def network_cost(backbone: Backbone, classes: int, image: StageShape) -> NetworkCost:
     """Return the cost of a network, counted on the meta device once per process."""
-    return cost_of(on_meta(backbone, classes, image), image)
+    return cost_of(backbone.on_meta(classes, image), image)
 
 
 def teacher_costs(plan: Plan, registry: Registry) -> dict[str, tuple[NetworkCost, ...]]:

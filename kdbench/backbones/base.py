@@ -237,11 +237,20 @@ class Backbone:
             return f"backbone '{self.name}' needs images as high as wide; these are {image}"
         return None
 
+    def on_meta(self, num_classes: int, image: StageShape) -> Network:
+        """Return a network without memory for its weights, leaving the random state alone."""
+        try:
+            with torch.device("meta"):
+                return self.build(num_classes, image)
+        except NotImplementedError:  # it computes its widths with tensors, in operations that need their values
+            with torch.random.fork_rng(devices=()):
+                return self.build(num_classes, image).to("meta")
+
     def info(self, num_classes: int, image: StageShape) -> NetworkInfo:
         """Return stage shapes, embedding width and parameter count from a dry run without memory or weights."""
         try:
+            network = self.on_meta(num_classes, image).eval()
             with torch.device("meta"), torch.no_grad():
-                network = self.build(num_classes, image).eval()
                 features = network(torch.empty(2, *image.dims), Taps("all", embedding=True))
         except KdbenchError:
             raise

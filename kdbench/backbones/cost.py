@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdbench.backbones.base import Backbone, Network
 from kdbench.kept import Kept, storages
 from kdbench.types import StageShape
 
@@ -42,12 +41,6 @@ class NetworkCost:
             moments: Scalars kept per weight beside the weight and its gradient: 1 for SGD's momentum.
         """
         return (2 + moments) * 4 * self.parameters + batch_size * self.activation_bytes
-
-
-def on_meta(backbone: Backbone, classes: int, image: StageShape) -> Network:
-    """Return a network without memory for its weights."""
-    with torch.device("meta"):
-        return backbone.build(classes, image)
 
 
 def flops_of(module: nn.Module, image: StageShape) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdbench.backbones.base import Backbone
-from kdbench.backbones.cost import cost_of, on_meta
+from kdbench.backbones.cost import cost_of
 from kdbench.errors import ConfigError
 from kdbench.types import StageShape
 
@@ -22,7 +22,7 @@ def backbone_page(backbone: Backbone, classes: int, image: StageShape) -> list[s
     """
     if reason := backbone.unfit(image):
         raise ConfigError(reason)
-    info, network, source = backbone.info(classes, image), on_meta(backbone, classes, image), backbone.source
+    info, network, source = backbone.info(classes, image), backbone.on_meta(classes, image), backbone.source
     head = network.head
     cost = cost_of(network, image)
     return [

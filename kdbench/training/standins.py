@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from kdbench.backbones.base import Backbone, Network
-from kdbench.backbones.cost import on_meta
 from kdbench.datasets.base import DatasetInfo, Split
 from kdbench.types import StageShape
 
@@ -44,7 +43,7 @@ class Noise:
 
 def filled(backbone: Backbone, classes: int, image: StageShape, device: torch.device) -> Network:
     """Return a network whose weights cost nothing to draw and keep every activation finite and far from denormal."""
-    network = on_meta(backbone, classes, image).to_empty(device=device)
+    network = backbone.on_meta(classes, image).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.dim() > 1:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.backbones.cost import on_meta
 from kdbench.datasets.digits import Digits
 from kdbench.phases import Phase
 from kdbench.plan import Plan, Request, make_plan
@@ -166,7 +165,7 @@ def test_weights_that_are_not_drawn_keep_activations_normal(name: str, registry:
     for value in features.logits.abs().unique().tolist():
         assert value == 0 or 1e-20 < value < 1e20
     assert not any(p.is_meta for p in [*network.parameters(), *network.buffers()])
-    assert [b.dtype for b in network.buffers()] == [b.dtype for b in on_meta(backbone, 100, IMAGE).buffers()]
+    assert [b.dtype for b in network.buffers()] == [b.dtype for b in backbone.on_meta(100, IMAGE).buffers()]
 
 
 # --- a plan -----------------------------------------------------------------------------------------------------------

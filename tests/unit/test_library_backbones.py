@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kdbench.backbones import imagenet_family, timm_models, torchvision_models
+from kdbench.backbones.base import Backbone, Network
 from kdbench.backbones.chains import ChainNetwork, EvenConv2d, first_conv_for_small
 from kdbench.config.pairs import load_pair
 from kdbench.errors import ConfigError, ProblemList
@@ -303,3 +304,19 @@ def test_no_library_is_imported_before_it_is_asked_for() -> None:
         "r.backbones['torchvision:resnet18']; assert 'timm' not in sys.modules; assert 'torchvision' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_network_that_computes_with_tensors_is_described_all_the_same(registry: Registry) -> None:
+    """As RegNets of timm do, in an operation that some releases of PyTorch do not know without values."""
+    backbone = registry.backbones["resnet8x4"]
+    assert isinstance(backbone, Backbone)
+    expected = backbone.info(7, StageShape((3, 32, 32)))
+
+    def build(classes: int, image: StageShape) -> Network:
+        if torch.get_default_device().type == "meta":
+            raise NotImplementedError("aten::_unique2")
+        return backbone.build(classes, image)
+
+    before = torch.get_rng_state()
+    assert dataclasses.replace(backbone, build=build).info(7, StageShape((3, 32, 32))) == expected
+    assert torch.equal(torch.get_rng_state(), before)
