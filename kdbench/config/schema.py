@@ -15,8 +15,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -56,13 +54,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_truth_value_is_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML reads ``on`` and ``no`` as truth values, which pydantic would take for 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in {int, float}:
-            raise ValueError("input should be a number")
-        return value
+    def _no_truth_value_is_a_number(cls, tree: Any) -> Any:
+        """YAML reads ``on`` and ``no`` as truth values, which pydantic would take for 1 and 0.
+
+        For the whole section at once: boards read thousands of records with a hundred values each.
+        """
+        if not isinstance(tree, dict):
+            return tree
+        wrong = {key: _TruthValue(tree[key]) for key in _numbers(cls) if isinstance(tree.get(key), bool)}
+        return {**tree, **wrong} if wrong else tree
 
     def unsaid(self) -> set[str]:
         """Return the added keys that are at their defaults: what was written before there were any lacks them."""
@@ -87,6 +89,26 @@ class Section(BaseModel):
                 nested[key] = [item.hashed(left_out.get(key)) for item in value]
         # What is nested is dumped once, by itself: boards hash thousands of specs.
         return self.model_dump(mode="json", exclude=skipped | nested.keys()) | nested
+
+
+class _TruthValue:
+    """What is no number for pydantic, but looks the same in its messages.
+
+    Args:
+        value: What was said.
+    """
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+@cache
+def _numbers(section: type[Section]) -> tuple[str, ...]:
+    """Return the keys whose values are plain numbers."""
+    return tuple(key for key, field in section.model_fields.items() if field.annotation in {int, float})
 
 
 @cache

@@ -67,12 +67,14 @@ def read_answers(cell: Cell) -> Answers | None:
     Raises:
         StoreError: If the file is damaged, foreign, or not that of the record.
     """
-    path = Path(cell.path) / PREDICTIONS
-    if not cell.path or cell.status != "ok" or not path.exists():
+    if not cell.path or cell.status != "ok":
         return None
+    path = Path(cell.path) / PREDICTIONS
     try:
         bits, count = read_arrays(path, ("correct", "count")).values()
         images = int(count)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise StoreError(f"{path}: not the predictions of a run ({error}); {_REMEDY}") from error
     if bits.dtype != np.uint8 or bits.shape != (-(-images // 8),):

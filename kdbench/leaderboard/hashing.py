@@ -1,4 +1,4 @@
-"""The hashes of thousands of specs: what they have in common is hashed once."""
+"""The hashes of thousands of specs: what they have in common is put into words, and hashed, once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from kdbench.config.schema import Anchor, canonical_json
-from kdbench.spec import RunSpec
+from kdbench.spec import RUNTIME_VARIABLE, RunSpec
 
-_KEY = "seed"
-
-
-@lru_cache(maxsize=1024)
-def hash_of_anchor(text: str) -> str:
-    """Return the hash of an anchor by its JSON, which thousands of runs share and takes a hundredth of the time."""
-    return Anchor.model_validate_json(text).sha256
+_ANCHOR, _SEED = "anchor", "seed"
 
 
 @dataclass(frozen=True)
@@ -31,16 +25,49 @@ class SpecOfRow:
     spec: RunSpec = field(compare=False)
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What the hashes of a row's runs have in common.
+
+    Args:
+        before: The canonical JSON of the configuration before its seed; its keys are sorted.
+        after: The same after its seed.
+        anchor_sha256: Hash of the anchor.
+    """
+
+    before: str
+    after: str
+    anchor_sha256: str
+
+
 def hash_of_row(row: SpecOfRow, seed: int) -> str:
     """Return the ``config_sha256`` of the run with that seed."""
-    before, after = _around_the_seed(row)
-    return hashlib.sha256(f'{before},"{_KEY}":{seed},{after}'.encode()).hexdigest()
+    common = _common(row)
+    return _sha256(f'{common.before},"{_SEED}":{seed},{common.after}')
+
+
+def hash_of_anchor(row: SpecOfRow) -> str:
+    """Return the hash of the anchor of a row's runs."""
+    return _common(row).anchor_sha256
 
 
 @lru_cache(maxsize=1024)
-def _around_the_seed(row: SpecOfRow) -> tuple[str, str]:
-    """Return the canonical JSON of the configuration before and after its seed; its keys are sorted."""
-    tree = row.spec.configuration()
-    before = canonical_json({key: value for key, value in tree.items() if key < _KEY})
-    after = canonical_json({key: value for key, value in tree.items() if key > _KEY})
-    return before[:-1], after[1:]
+def _common(row: SpecOfRow) -> _Common:
+    anchor = _canonical_anchor(row.spec.anchor.model_dump_json())
+    tree = row.spec.hashed({**RUNTIME_VARIABLE, _ANCHOR: True, _SEED: True})
+    texts = {_ANCHOR: anchor, **{key: canonical_json(value) for key, value in tree.items()}}
+    before, after = (
+        ",".join(f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts) if (key > _SEED) == later)
+        for later in (False, True)
+    )
+    return _Common(f"{{{before}", f"{after}}}", _sha256(anchor))
+
+
+@lru_cache(maxsize=256)
+def _canonical_anchor(text: str) -> str:
+    """Return what the hash of an anchor covers, by its JSON: thousands of rows share it."""
+    return canonical_json(Anchor.model_validate_json(text).hashed({"description": True}))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

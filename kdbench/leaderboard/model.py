@@ -60,7 +60,7 @@ class Cell:
     @cached_property
     def anchor_sha256(self) -> str:
         """The hash of the spec's anchor, once."""
-        return hash_of_anchor(self.spec.anchor.model_dump_json())
+        return hash_of_anchor(self.of_row)
 
     @cached_property
     def of_row(self) -> SpecOfRow:

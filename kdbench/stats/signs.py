@@ -158,10 +158,9 @@ def _shares(weights: Sequence[int]) -> Vector:
     share = np.zeros(sum(weights) + 1)
     share[0], reach = 1.0, 1
     for weight in weights:  # ascending, so that most steps touch a small part
-        part = share[:reach] / 2
+        share[:reach] /= 2
+        part = share[:reach].copy()
         reach += weight
-        share[:reach] = 0.0
-        share[: len(part)] = part
         share[weight:reach] += part
     return _read_only(share)
 

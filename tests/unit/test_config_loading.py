@@ -145,7 +145,7 @@ def test_everything_wrong_with_a_file_at_once(write: Write, load_file: LoadFile)
     )
     assert f"{where}nmae: unknown key. Did you mean 'name'?" in "\n".join(said)
     assert f"{where}step: required, but missing" in said
-    assert f"{where}loss.kd_alpha is True: input should be a number" in said
+    assert f"{where}loss.kd_alpha is True: input should be a valid number" in said
 
 
 def test_numeric_text_is_a_number_and_decimal(write: Write, load_file: LoadFile) -> None:

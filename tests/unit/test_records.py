@@ -66,7 +66,7 @@ def test_what_is_no_record(path: Path, content: str) -> None:
         ({"status": "fine"}, "status: Input should be 'ok'"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"seed": "three"}, "seed: Input should be a valid integer"),
-        ({"seed": True}, "seed: Value error, input should be a number"),
+        ({"seed": True}, "seed: Input should be a valid integer"),
         ({"environment": {"python": "3"}}, "environment.torch: Field required"),
         ({"accuracy": {"last": None}}, "accuracy.last: Input should be a valid number"),
     ],
