@@ -89,7 +89,7 @@ class _Refused(ValueError):
 
 
 def _content(path: Path, largest: int) -> bytes:
-    with path.open("rb", buffering=0) as stream:
+    with path.open("rb") as stream:
         # A read makes room for all it is asked for: asked for the most that is allowed, it takes five times as long.
         data = stream.read(min(os.fstat(stream.fileno()).st_size, largest) + 1)
     if len(data) > largest:

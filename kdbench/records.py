@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -285,7 +286,7 @@ def parse_bytes(model: type[M], data: bytes, where: str) -> M:
     """
     kind = model.__name__.lower()
     try:
-        tree = from_json(data)
+        tree = from_json(data.removeprefix(codecs.BOM_UTF8))
         version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
         if isinstance(version, int) and version > 1:
             raise StoreError(f"{where}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")

@@ -109,9 +109,14 @@ class RunFolder(SharedFolder):
 
     def conflicts(self) -> list[Path]:
         """Return the records that contradict the one that stands."""
-        with os.scandir(self.path) as there:
-            names = sorted(one.name for one in there if one.name.startswith(CONFLICT) and one.name.endswith(".json"))
-        return [self.path / name for name in names]
+        try:
+            with os.scandir(self.path) as there:
+                found = [one.name for one in there if one.name.startswith(CONFLICT) and one.name.endswith(".json")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        return [self.path / name for name in sorted(found)]
 
     def write_epochs(self, reports: Iterable[EpochReport]) -> None:
         """Write the epoch reports, one JSON object a line, and as a table with one line per value."""
@@ -192,13 +197,14 @@ class RunStore:
         """Return all planned runs to be read, sorted by id; of what lies at a URL copies, without weights."""
         if self.mirror:
             self.mirror.refresh(_is_read)
-        folders = []
+        folders, below = [], len(str(self.root)) + 1
         for place, inner, files in os.walk(self.root):
             # No part of a run id begins with a dot: whatever does is a copy that is not complete.
             inner[:] = [name for name in inner if not name.startswith(".")]
             if SPEC in files:
                 folders.append(Path(place))
-                inner.clear()  # no run is in another one
+                if _RUN_ID.fullmatch(place[below:].replace(os.sep, "/")):
+                    inner.clear()  # no run is in another one; a spec in a wrong place hides none
         folders.sort(key=lambda folder: folder.parts)
         return [(RunFolder(folder), parse_json(RunSpec, folder / SPEC)) for folder in folders]
 

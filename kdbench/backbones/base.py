@@ -238,7 +238,10 @@ class Backbone:
         return None
 
     def on_meta(self, num_classes: int, image: StageShape) -> Network:
-        """Return a network without memory for its weights, leaving the random state alone."""
+        """Return a network without memory for its weights, leaving the random state alone.
+
+        One that cannot be built without is built on the CPU, and its weights are thrown away.
+        """
         try:
             with torch.device("meta"):
                 return self.build(num_classes, image)
@@ -247,7 +250,7 @@ class Backbone:
                 return self.build(num_classes, image).to("meta")
 
     def info(self, num_classes: int, image: StageShape) -> NetworkInfo:
-        """Return stage shapes, embedding width and parameter count from a dry run without memory or weights."""
+        """Return stage shapes, embedding width and parameter count from a dry run; see :meth:`on_meta`."""
         try:
             network = self.on_meta(num_classes, image).eval()
             with torch.device("meta"), torch.no_grad():

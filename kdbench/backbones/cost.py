@@ -1,4 +1,4 @@
-"""What a network costs, counted on the meta device: no weights, no memory, milliseconds."""
+"""What a network costs, counted on the meta device: no weights, no memory, where it can be built so."""
 
 from __future__ import annotations
 

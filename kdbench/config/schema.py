@@ -61,7 +61,7 @@ class Section(BaseModel):
 
         For the whole section at once: boards read thousands of records with a hundred values each.
         """
-        if not isinstance(tree, dict):
+        if not isinstance(tree, Mapping):
             return tree
         wrong = {key: _TruthValue(tree[key]) for key in _numbers(cls) if isinstance(tree.get(key), bool)}
         return {**tree, **wrong} if wrong else tree

@@ -78,8 +78,8 @@ def crossed_error_of_arms(first: Arm, second: Arm) -> CrossedError:
     fit = all(len(bits) == size for bits in (*first.bits, *second.bits)) and images == second.images
     if seeds != len(second.bits) or seeds < 2 or images < 2 or not fit:
         raise ValueError(
-            f"crossed error - {seeds} and {len(second.bits)} seeds, {images} images - two of each and {size} bytes a "
-            "seed - store the answers of every run"
+            f"crossed error - {seeds} and {len(second.bits)} seeds, {images} and {second.images} images - two of each, "
+            f"as many on both sides, and {size} bytes a seed - store the answers of every run"
         )
     of_seeds = first.of_seeds - second.of_seeds
     of_images = first.of_images - second.of_images

@@ -16,6 +16,7 @@ from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, ro
 SMALL = 16  # so many signs are enumerated whatever their weights
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
 DIGIT = 64  # bits of a count of patterns; fewer signs than that cannot overflow it
+LONGEST = 10**6  # counts that are kept in one number
 STEPS = 10**9  # additions that counting all sums may take
 KEPT = 10**6  # additions, and bytes in proportion, up to which the counts are kept for the next call
 DRAWS = 99_999
@@ -149,7 +150,7 @@ def _shares(weights: Sequence[int]) -> Vector:
     Args:
         weights: Ascending.
     """
-    if len(weights) < DIGIT:  # a polynomial whose coefficients are the digits of one whole number
+    if len(weights) < DIGIT and sum(weights) < LONGEST:  # a polynomial; its coefficients are the digits of one number
         counts = 1
         for weight in weights:
             counts += counts << DIGIT * weight

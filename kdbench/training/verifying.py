@@ -29,17 +29,18 @@ class Check:
 
 
 def verify_teacher(manifest: TeacherManifest, workplace: Workplace, check: Check = Check()) -> Predictions:
-    """Check an artefact's hash, run it on the test split, and return its predictions.
+    """Check an artefact's files, run it on the test split, and return its predictions.
 
     A truncated look has fewer predictions than there are test images. Its accuracy is that of other images than the
     recorded one, so it is compared with nothing.
 
     Raises:
-        KdbenchError: If the weights are corrupt or the accuracy on the whole split is not the recorded one.
+        KdbenchError: If a file is corrupt or the accuracy on the whole split is not the recorded one.
     """
     backbone, device = workplace.registry.backbones[manifest.backbone], workplace.machine.device
     source = open_source(manifest.dataset.name, workplace.registry, workplace.data_root)
     network = load_teacher(workplace.teachers, manifest, backbone, source.info.image)
+    workplace.teachers.predicted(manifest)
     network.place(device, channels_last=backbone.channels_last)
     if source.info.fingerprint != manifest.dataset.fingerprint:
         raise KdbenchError(

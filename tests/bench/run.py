@@ -55,11 +55,16 @@ def run(name: str, *, quick: bool = False) -> int:
     return status
 
 
-def sheets() -> list[dict[str, Any]]:
-    """Return the sheets of all benchmarks that were run, here or before they were published, in the tables' order."""
+def sheets(now: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the sheets of all benchmarks that were run, here or before they were published, in the tables' order.
+
+    Args:
+        now: Those that were to be run now: one that left no sheet has none.
+    """
     found = {}
     if PUBLISHED.exists():
-        found = {sheet["name"]: sheet for sheet in json.loads(PUBLISHED.read_text(encoding="utf-8"))["sheets"]}
+        published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["sheets"]
+        found = {sheet["name"]: sheet for sheet in published if sheet["name"] not in now}
     for path in (OUT / f"{name}.json" for name in BENCHMARKS):
         if path.exists():
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
@@ -92,7 +97,7 @@ def main() -> None:
         sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}")
     OUT.mkdir(parents=True, exist_ok=True)
     ended = {name: run(name, quick=quick) for name in names}
-    RESULT.write_text(json.dumps(merged(sheets()), indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps(merged(sheets(names)), indent=1) + "\n", encoding="utf-8")
     print(RESULT)
     failed = [name for name, status in ended.items() if status]
     print(f"{len(ended)} benchmarks: {'FAIL in ' + ', '.join(failed) if failed else 'pass'}")

@@ -1,7 +1,7 @@
 """The same command on each engine, and whether their boards are equal: ``python tests/engines/same_boards.py [SEEDS]``.
 
 Prints a line per engine and ends with 1 if one of them made another board. Equal means: every run's weights,
-predictions, spec and epochs byte for byte, and all that the board says but times.
+predictions and spec byte for byte, and all that the board says but times.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import permutation_test
 from scipy.stats import wilcoxon as scipy_wilcoxon
 
-from kdbench.stats import attainable, holm, pairwise_wilcoxon, sign_flip, stratified_sign_flip, wilcoxon
+from kdbench.stats import attainable, holm, pairwise_wilcoxon, sign_flip, signs, stratified_sign_flip, wilcoxon
 from kdbench.stats.signs import share_at_least
 
 
@@ -69,6 +69,16 @@ def test_three_ways_of_counting_agree() -> None:
     halves = share_at_least(weights[:30], 300)[0]
     padded = np.concatenate((weights[:30], [10**6] * 11))  # eleven that must all be positive, 2^-11
     assert share_at_least(padded, 300 + 11 * 10**6)[0] == pytest.approx(halves / 2**11)
+
+
+@pytest.mark.parametrize("count", [1, 45, 63, 64, 70])
+def test_counts_in_one_number_and_one_by_one_are_the_same(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = sorted(np.random.default_rng(count).integers(1, 50, count).tolist())
+    usual = signs._shares(weights)
+    monkeypatch.setattr(signs, "LONGEST", 0)
+    np.testing.assert_allclose(signs._shares(weights), usual, rtol=1e-12)
+    assert usual.sum() == pytest.approx(1.0)
+    assert usual[sum(weights)] == 2.0**-count
 
 
 def test_signs_do_not_ask_for_order() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from kdbench.stats import crossed_error, crossed_error_of_bits, tie_groups
+from kdbench.stats import Arm, crossed_error, crossed_error_of_arms, crossed_error_of_bits, tie_groups
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -43,3 +43,5 @@ def test_bits_of_other_sizes_are_refused() -> None:
     for first, second, images in (([bits], [bits], 16), ([bits] * 2, [bits], 16), ([bits] * 2, [bits] * 2, 17)):
         with pytest.raises(ValueError, match=r"crossed error - .* two of each"):
             crossed_error_of_bits(first, second, images)
+    with pytest.raises(ValueError, match=r"crossed error - 2 and 2 seeds, 16 and 15 images"):
+        crossed_error_of_arms(Arm((bits, bits), 16), Arm((bits, bits), 15))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdbench import artefacts
-from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherStore
+from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherStore, sha256_of
 from kdbench.backbones.base import Backbone, Network
 from kdbench.config.recipes import from_scratch
 from kdbench.errors import ConfigError, KdbenchError, RunError
@@ -45,12 +45,24 @@ def test_a_teacher_is_trained_with_labels_only_and_described(lab: Any, recipe: R
     assert not any(p.requires_grad for p in network.parameters())
     assert network.mean.flatten().tolist() == pytest.approx(list(manifest.mean))
     assert torch.equal(verify_teacher(manifest, place).predicted, read_predicted(folder / PREDICTIONS))
+    hashes = [sha256_of(folder / name) for name in (WEIGHTS, PREDICTIONS)]
+    assert [manifest.sha256, manifest.predictions_sha256] == hashes
     assert not (folder / teachers.TRAINING / "checkpoint").exists()
     # The supervised baseline under the same anchor and seed is the same training.
     student = lab.train([lab.spec("student", anchor=recipe.anchor)], "runs")[0].lane.student
     assert lab.digest_of(dict(sorted(student.state_dict().items()))) == lab.digest_of(
         dict(sorted(place.teachers.weights(manifest).items()))
     )
+
+
+def test_verifying_looks_at_the_predictions_too(lab: Any, recipe: Recipe) -> None:
+    place = _place(lab, "teachers")
+    manifest = train_teacher(recipe, place)
+    path = place.teachers.folder(lab.dataset, manifest.name) / PREDICTIONS
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + bytes([data[10] ^ 1]) + data[11:])
+    with pytest.raises(KdbenchError, match=r"predictions.npz: corrupt: sha256 is"):
+        verify_teacher(manifest, place)
 
 
 def test_an_existing_teacher_is_kept(lab: Any, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def test_every_truncation_is_found(record: Record, path: Path) -> None:
     for length in range(0, len(text), 7):
         path.write_text(text[:length])
         assert said(Record, path, Corrupt).startswith(f"{path}: not JSON (half-written or foreign): ")
+
+
+def test_a_byte_order_mark_is_no_damage(record: Record, path: Path) -> None:
+    """Editors of some systems put one in front."""
+    path.write_bytes(codecs.BOM_UTF8 + record.model_dump_json().encode())
+    assert parse_json(Record, path) == record
 
 
 @pytest.mark.parametrize("content", [b"\x00" * 100, b"\xff\xfe\x00", b"PK\x03\x04", b"[" * 100_000, b'{"a":' * 100_000])

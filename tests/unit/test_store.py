@@ -57,6 +57,17 @@ def test_conflict_of_several_kinds_writes_nothing(store: RunStore, spec: RunSpec
     assert not (store.root / fresh.run_id).exists()
 
 
+def test_a_spec_in_a_wrong_place_hides_no_run(store: RunStore, spec: RunSpec) -> None:
+    store.register([spec])
+    for place in (store.root, store.folder(spec.run_id).path.parent):
+        (place / SPEC).write_text(spec.model_dump_json(), encoding="utf-8")
+    assert len(store.runs()) == 3
+
+
+def test_a_folder_that_is_gone_has_no_conflicts(store: RunStore, spec: RunSpec) -> None:
+    assert store.folder(spec.run_id).conflicts() == []
+
+
 def test_another_teacher_is_another_run(store: RunStore, spec: RunSpec) -> None:
     """Else a finished run would be shown as the one that was asked for, with the teacher it had before."""
     store.register([spec])

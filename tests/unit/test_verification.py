@@ -25,7 +25,7 @@ from kdbench.leaderboard.build import build
 from kdbench.leaderboard.model import Cell
 from kdbench.registry import Registry
 from kdbench.store import RunStore
-from kdbench.verification import Check, verify
+from kdbench.verification import Check, tables, verify
 from kdbench.verification.bundle import open_bundle, read_runs
 from kdbench.verification.identity import shipped_anchors
 from kdbench.verification.predictions import read_answers
@@ -276,6 +276,23 @@ def test_other_releases_of_libraries_may_round_the_tenth_digit_otherwise(board: 
     other = f"{float(long) + units * 1e-9:.9f}"
     path.write_text(text.replace(long, other), encoding="utf-8")
     assert ("tables" not in problems(board)) == fits
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ('"torch 2.10.0"', '"torch 2.1.0"'),
+        ("[93.5, 1]", "[193.5, 1]"),
+        ("[#, 93.5]", "[93.5, #]"),
+        ("[1, 93.5]", "[93.5, 1]"),
+        ('{"a": 0.25}', '{"b": 0.25}'),
+        ('{"a": 0.25}', '{"a": 0.2500001}'),
+        ('{"a": 0.25}', '{"a": -0.25}'),
+    ],
+)
+def test_other_differences_are_differences(line: str, other: str) -> None:
+    assert not tables._same_numbers(line.encode(), other.encode())
+    assert tables._same_numbers(line.encode(), line.encode())
 
 
 def test_a_table_cut_short_and_one_that_nobody_can_make(board: Path) -> None:
