@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-TOGETHER = ("tests/engines/", "tests/training/team/")  # folders whose tests run in one worker
+# Folders and files whose tests run in one worker: what they share is dear.
+TOGETHER = ("tests/engines/", "tests/training/team/", "tests/e2e/test_several_devices.py")
 NOT_TESTED = "not tested: "  # begins the reason of a skip for want of what CI has
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.artefacts import PREDICTIONS, WEIGHTS, TeacherStore
+from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherStore
 from kdbench.errors import KdbenchError
+from kdbench.seal import sealed
 from kdbench.store import RunFolder
 from kdbench.training.attempts import earlier
 from kdbench.training.checkpoint import SCHEMA, CheckpointFolder
@@ -111,28 +112,36 @@ def store(lab: Any, tmp_path: Path) -> TeacherStore:
     return copy
 
 
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:99])
+
+
 def _short(path: Path) -> None:
     np.savez(path, correct=np.zeros(1, np.uint8), predicted=np.zeros(3, np.uint8), count=3)
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "message", "older"),
     [
-        (lambda path: path.unlink(), "not the predictions of a network ([Errno 2]"),
-        (lambda path: path.write_bytes(path.read_bytes()[:99]), "not the predictions of a network (half-written"),
-        (_short, "has 3 predictions, teacher.json beside it says "),
+        (lambda path: path.unlink(), "missing; ", "not the predictions of a network ([Errno 2]"),
+        (_truncate, "corrupt: sha256 is ", "not the predictions of a network (half-written"),
+        (_short, "corrupt: sha256 is ", "has 3 predictions, teacher.json beside it says "),
     ],
 )
+@pytest.mark.parametrize("hashed", [True, False])
 def test_a_teachers_damaged_predictions_are_found_before_training(
-    lab: Any, store: TeacherStore, damage: Callable[[Path], None], message: str
+    lab: Any, store: TeacherStore, damage: Callable[[Path], None], message: str, older: str, *, hashed: bool
 ) -> None:
     (manifest,) = [found for found in store.all() if found.name == lab.teacher]
     path = store.folder(manifest.dataset, manifest.name) / PREDICTIONS
+    if not hashed:  # as manifests were written at first
+        manifest = manifest.model_copy(update={"predictions_sha256": ""})
+        path.with_name(MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     damage(path)
     steps = []
     with pytest.raises(KdbenchError) as caught:
         lab.run([lab.spec("vanilla_kd")], "runs", teachers=store, should_stop=lambda: bool(steps.append(1)))
-    assert str(caught.value).startswith(f"{path}: {message}")
+    assert str(caught.value).startswith(f"{path}: {message if hashed else older}")
     assert steps == []
 
 
