@@ -90,7 +90,7 @@ class _Refused(ValueError):
 
 def _content(path: Path, largest: int) -> bytes:
     with path.open("rb") as stream:
-        # A read makes room for all it is asked for: asked for the most that is allowed, it takes five times as long.
+        # A read makes room for all it is asked for: asked for the most that is allowed, it takes far longer.
         data = stream.read(min(os.fstat(stream.fileno()).st_size, largest) + 1)
     if len(data) > largest:
         raise _Refused(f"it has more than the {largest} bytes that are allowed")

@@ -51,8 +51,7 @@ def _load() -> tuple[Split, Split]:
 def _table() -> NDArray[np.float64]:
     """Return what scikit-learn ships, one row of 64 pixels and a label per image.
 
-    Its file is read where it lies: importing the library, and pandas with it, would take longer than a worker needs
-    for an epoch of digits.
+    Its file is read where it lies: every worker would import the library, and pandas with it, for nothing else.
     """
     try:
         return np.loadtxt(str(metadata.distribution("scikit-learn").locate_file(_FILE)), delimiter=",")
