@@ -1,7 +1,7 @@
 """The same command on each engine, and whether their boards are equal: ``python tests/engines/same_boards.py [SEEDS]``.
 
 Prints a line per engine and ends with 1 if one of them made another board. Equal means: every run's weights,
-predictions and spec byte for byte, and all that the board says but times.
+predictions and spec byte for byte, and all that the board says but times, memory and forwards of teachers.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ import slurm_cluster
 
 COMMAND = ("--method", "student,vanilla_kd,dkd", "--pair", "tiny", "--anchor", "crd_short", "--threads", "1")
 FILES = ("student.safetensors", "predictions.npz", "spec.json")
-TIMES = {"train_seconds", "seconds_by_part", "images_per_second", "peak_memory_bytes"}
+# What a run happened to spend. Forwards of teachers too: of two processes that miss the same image in the cache of
+# teachers' outputs at the same moment, both run the teacher on it, on one engine as on another.
+SPENT = {"train_seconds", "seconds_by_part", "images_per_second", "peak_memory_bytes", "teacher_forwards"}
 
 
 @contextlib.contextmanager
-def slurm() -> Iterator[list[str]]:
+def slurm(folder: Path) -> Iterator[list[str]]:
     """Start a SLURM of two nodes, and yield the words that use it."""
-    with tempfile.TemporaryDirectory(prefix="kdslurm") as folder:
-        cluster = slurm_cluster.Cluster(Path(folder))
-        os.environ |= cluster.environment
-        cluster.start()
-        try:
-            yield ["--executor", "slurm", "--executor-option", "poll=0.5"]
-        finally:
-            cluster.stop()
+    cluster = slurm_cluster.Cluster(folder)
+    os.environ |= cluster.environment
+    cluster.start()
+    try:
+        yield ["--executor", "slurm", "--executor-option", "poll=0.5"]
+    finally:
+        cluster.stop()
 
 
 @contextlib.contextmanager
-def ray() -> Iterator[list[str]]:
+def ray(folder: Path) -> Iterator[list[str]]:
     """Start a Ray of two nodes in a network of its own, and yield the words that use it."""
-    with tempfile.TemporaryDirectory(prefix="kdray") as folder:
-        cluster = ray_cluster.Cluster(Path(folder))
-        os.environ |= cluster.environment
-        cluster.start()
-        try:
-            with cluster.inside():
-                yield ["--executor", "ray", "--executor-option", f"address={cluster.address}"]
-        finally:
-            cluster.stop()
+    cluster = ray_cluster.Cluster(folder)
+    os.environ |= cluster.environment
+    cluster.start()
+    try:
+        with cluster.inside():
+            yield ["--executor", "ray", "--executor-option", f"address={cluster.address}"]
+    finally:
+        cluster.stop()
 
 
 ENGINES = {
-    "local": lambda: contextlib.nullcontext(["--executor", "local"]),
+    "local": lambda _folder: contextlib.nullcontext(["--executor", "local"]),
     "slurm, two nodes": slurm,
     "ray, two nodes": ray,
 }
@@ -80,27 +80,37 @@ def made(root: Path, seeds: int, words: list[str]) -> dict[str, Any]:
         for run in runs
         for name in FILES
     }
-    return {**hashes, "board": timeless(json.loads((board / "leaderboard.json").read_text(encoding="utf-8")))}
+    return hashes | dict(said(json.loads((board / "leaderboard.json").read_text(encoding="utf-8")), "board"))
 
 
-def timeless(tree: Any) -> Any:
-    """Return what a board says but times."""
-    if isinstance(tree, dict):
-        return {key: timeless(value) for key, value in tree.items() if key not in TIMES}
-    return [timeless(value) for value in tree] if isinstance(tree, list) else tree
+def said(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield all that a board says but what was spent, each value with the place where it stands."""
+    if not isinstance(tree, dict | list):
+        yield name, tree
+        return
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if key not in SPENT:
+            yield from said(value, f"{name}.{key}")
 
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     found: dict[str, dict[str, Any]] = {}
     for name, engine in ENGINES.items():
-        with tempfile.TemporaryDirectory() as folder, engine() as words:
+        with (
+            tempfile.TemporaryDirectory(prefix="kd") as folder,
+            tempfile.TemporaryDirectory(prefix="kd") as cluster,
+            engine(Path(cluster)) as words,
+        ):
             started = time.monotonic()
             found[name] = made(Path(folder), seeds, words)
         first = next(iter(found.values()))
         other = sorted(key for key in {**first, **found[name]} if first.get(key) != found[name].get(key))
-        said = f"DIFFERENT in {', '.join(other)}" if other else f"{len(first)} files and tables equal"
-        print(f"{name}: {time.monotonic() - started:.0f} s, {said}", flush=True)
+        files = sum(not key.startswith("board.") for key in first)
+        equal = f"{files} files and {len(first) - files} values of the board, {len(other)} of them different"
+        print(f"{name}: {time.monotonic() - started:.0f} s, {equal}", flush=True)
+        for key in other:
+            print(f"  {key}: {first.get(key)!r} and {found[name].get(key)!r}", flush=True)
     sys.exit(any(tree != first for tree in found.values()))
 
 
