@@ -46,7 +46,7 @@ imports: setup
 
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
-	for plugin in $(PLUGINS); do OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $$plugin || exit 1; done
+	echo $(PLUGINS) | OMP_NUM_THREADS=1 xargs -n 1 -P 2 $(BIN)/pytest --quiet
 
 # Files damaged at random, FUZZ of each kind, other ones each time; make test damages a few, the same ones each time.
 fuzz: setup

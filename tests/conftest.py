@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-# Folders and files whose tests run in one worker: what they share is dear.
-TOGETHER = ("tests/engines/", "tests/training/team/", "tests/e2e/test_several_devices.py")
+# Tests that share what is dear run in one worker, or both would make it: those of a folder, of a file, or of a network.
+BY_FOLDER = ("tests/engines/", "tests/training/team/")
+BY_FILE = ("tests/cli/", "tests/e2e/", "tests/page/")
+BY_FIRST_PARAMETER = ("tests/conformance/",)
 NOT_TESTED = "not tested: "  # begins the reason of a skip for want of what CI has
 
 
@@ -33,13 +35,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give tests that share something dear, as a cluster, to one worker; the others one by one to whoever is free.
 
-    What ``--dist loadgroup`` does with marks, by folders: with pytest 9.2 the marks of xdist 3.8 have no effect.
+    What ``--dist loadgroup`` does with marks, by paths: with pytest 9.2 the marks of xdist 3.8 have no effect.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid)
+            path, _, test = nodeid.partition("::")
+            if path.startswith(BY_FILE):
+                return path
+            if path.startswith(BY_FIRST_PARAMETER) and "[" in test:
+                return f"{path}[{test.partition('[')[2].rstrip(']').partition('-')[0]}"
+            return next((folder for folder in BY_FOLDER if path.startswith(folder)), nodeid)
 
     return Scheduling(config, log)
 

@@ -13,6 +13,7 @@ from kdbench.adapters import ChannelAdapter, DistillAdapter
 from kdbench.backbones.division import Division, Names, by_children, names_in, undivided
 from kdbench.backbones.layers import global_pool
 from kdbench.backbones.recompute import recomputed
+from kdbench.backbones.weightless import weightless
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.types import Features, NetworkInfo, Source, StageShape, Taps
 
@@ -238,16 +239,8 @@ class Backbone:
         return None
 
     def on_meta(self, num_classes: int, image: StageShape) -> Network:
-        """Return a network without memory for its weights, leaving the random state alone.
-
-        One that cannot be built without is built on the CPU, and its weights are thrown away.
-        """
-        try:
-            with torch.device("meta"):
-                return self.build(num_classes, image)
-        except NotImplementedError:  # it computes its widths with tensors, in operations that need their values
-            with torch.random.fork_rng(devices=()):
-                return self.build(num_classes, image).to("meta")
+        """Return a network without memory for its weights, leaving the random state alone; see :func:`weightless`."""
+        return weightless(lambda: self.build(num_classes, image))
 
     def info(self, num_classes: int, image: StageShape) -> NetworkInfo:
         """Return stage shapes, embedding width and parameter count from a dry run; see :meth:`on_meta`."""

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdbench.backbones.base import Backbone, Library, Network
 from kdbench.backbones.chains import ACTIVATIONS, Seen, first_conv_for_small, is_small, replace_module, watched
 from kdbench.backbones.division import Division, Names
 from kdbench.backbones.timm_division import depths, division_of
+from kdbench.backbones.weightless import weightless
 from kdbench.errors import ConfigError, unknown
 from kdbench.hooks import hookimpl
 from kdbench.types import Features, Source, StageShape, Taps
@@ -199,8 +199,7 @@ def patch_of(name: str) -> int | None:
     first = str(getattr(timm.get_pretrained_cfg(name), "first_conv", "") or "")
     if not first.endswith("proj"):
         return None
-    with torch.device("meta"):
-        conv = timm.create_model(name).get_submodule(first)
+    conv = weightless(lambda: timm.create_model(name)).get_submodule(first)
     return int(conv.stride[0]) if isinstance(conv, nn.Conv2d) else None
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from kdbench.backbones.base import Backbone, Library
 from kdbench.backbones.chains import Chain, ChainNetwork, first_conv_for_small, is_small, replace_module
 from kdbench.backbones.division import Division, undivided
+from kdbench.backbones.weightless import weightless
 from kdbench.errors import ConfigError, unknown
 from kdbench.hooks import hookimpl
 from kdbench.types import Source, StageShape
@@ -194,9 +195,9 @@ def open_model(argument: str) -> Backbone:
     name = argument.removesuffix(PRETRAINED)
     if name not in (known := models.list_models(module=models)):
         raise ConfigError(unknown("backbone", f"{LIBRARY}:{name}", [f"{LIBRARY}:{model}" for model in known]))
-    with torch.device("meta"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some announce a change of their own initial weights
-        family = _family(models, name)
+        family = type(weightless(lambda: models.get_model(name, weights=None))).__name__
     if family not in FAMILIES:
         raise ConfigError(
             f"backbone '{LIBRARY}:{name}': {family} has no stages here; allowed are {', '.join(FAMILIES)}; the same "
@@ -207,13 +208,6 @@ def open_model(argument: str) -> Backbone:
         native_size=224, build_pretrained=partial(build, name, pretrained=True),
         pretrained=argument.endswith(PRETRAINED),
     )  # fmt: skip
-
-
-def _family(models: Any, name: str) -> str:
-    try:
-        return type(models.get_model(name, weights=None)).__name__
-    except NotImplementedError:  # RegNet computes its widths with tensors, which have no numbers here
-        return name.partition("_")[0]
 
 
 @hookimpl

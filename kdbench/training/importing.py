@@ -212,8 +212,7 @@ def _same_keys(name: str, state: State, info: DatasetInfo, place: Workplace) -> 
 def _shapes(backbone: Backbone, classes: int, image: StageShape) -> dict[str, torch.Size]:
     """Return the shapes of a network's state by key; none for one that cannot be built, which must not hide others."""
     try:
-        with torch.device("meta"):
-            own = backbone.build(classes, image).state_dict()
+        own = backbone.on_meta(classes, image).state_dict()
     except Exception:
         return {}
     return {key: tensor.shape for key, tensor in own.items() if not key.endswith(_COUNTER)}

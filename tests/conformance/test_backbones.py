@@ -104,6 +104,7 @@ def test_names_are_unique_and_sources_given() -> None:
     assert all(backbone.family and backbone.source.title and backbone.source.url for backbone in BACKBONES)
 
 
+@pytest.mark.usefixtures("of_usual_size")
 def test_every_parameter_learns_from_the_logits(backbone: Backbone) -> None:
     network = build(backbone).train()
     network.set_normalisation([0.5] * 3, [0.25] * 3)

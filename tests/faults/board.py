@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
+import scipy.stats  # noqa: F401  # once, here: every child writes tables
 from children import Child, Ended
 
 from kdbench.artefacts import WEIGHTS as TEACHER_WEIGHTS

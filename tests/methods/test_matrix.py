@@ -16,7 +16,7 @@ from kdbench.config.loading import load_anchor
 from kdbench.errors import Unsupported
 from kdbench.registry import Registry
 from kdbench.rehearsal import Extras, Rehearsal
-from kdbench.types import Context, PairInfo, Source, StageShape
+from kdbench.types import Context, NetworkInfo, PairInfo, Source, StageShape
 
 SOURCE = Source("t", 2020, "https://example.org")
 EXTRAS = Extras("meta")
@@ -75,6 +75,11 @@ def known() -> Registry:
     return registries.load()
 
 
+@cache
+def shapes(backbone: Backbone) -> NetworkInfo:
+    return backbone.info(10, IMAGE)
+
+
 def methods() -> Iterable[str]:
     return sorted(m.name for m in known().methods.values() if m.__module__.startswith("kdbench.methods."))
 
@@ -82,7 +87,7 @@ def methods() -> Iterable[str]:
 def outcome(method: str, student: str, *teachers: str, batch: int = 32, size: int = 500, **options: object) -> str:
     """Return why a method declines a cell, or nothing; whatever else is wrong raises."""
     backbones = [ODD.get(name) or known().backbones[name] for name in (student, *teachers)]
-    infos = [backbone.info(10, IMAGE) for backbone in backbones]
+    infos = [shapes(backbone) for backbone in backbones]
     kind, anchor = known().methods[method], load_anchor("crd", known().anchors.as_mapping())
     taught = tuple(infos[1:]) if kind.uses_teacher else ()
     pair = PairInfo("-".join((student, *teachers)), infos[0], taught, IMAGE)
@@ -102,7 +107,7 @@ def test_shipped_families_on_one_another(method: str) -> None:
     # Each student has two of the others as teachers, each family is both.
     turned = [SHIPPED[by:] + SHIPPED[:by] for by in (1, 3)]
     reasons = {(s, t): outcome(method, s, t) for others in turned for s, t in zip(SHIPPED, others, strict=True)}
-    counts = {name: len(known().backbones[name].info(10, IMAGE).stages) for name in SHIPPED}
+    counts = {name: len(shapes(known().backbones[name]).stages) for name in SHIPPED}
     for (student, teacher), reason in reasons.items():
         # Declining takes a cause: another number of stages, or a map that must grow by another factor than two.
         assert not reason or counts[student] != counts[teacher] or "smaller" in reason, (student, teacher, reason)

@@ -19,6 +19,7 @@ from kdbench.stats import (
     nemenyi_p,
     nemenyi_q,
     pair_means_t,
+    paired_improvement,
     rank_table,
     stratified_t,
 )
@@ -45,6 +46,17 @@ def test_one_pair_is_the_paired_t_test() -> None:
 def test_order_of_seeds_changes_no_bit_and_of_pairs_nothing() -> None:
     assert stratified_t([ONE[::-1], OTHER[::-1]]) == stratified_t([ONE, OTHER])
     assert stratified_t([OTHER, ONE]).p == pytest.approx(stratified_t([ONE, OTHER]).p)
+
+
+def test_pairs_of_unlike_sizes_keep_their_places() -> None:
+    random = np.random.default_rng(2)
+    parts = [random.normal(pair, 1 + pair, size).round(2) for pair, size in enumerate((5, 3, 5, 2, 9, 3))]
+    shares = np.array([part.var(ddof=1) / len(part) for part in parts])
+    below = np.array([len(part) - 1 for part in parts])
+    found = stratified_t(parts)
+    assert found.se == pytest.approx(math.sqrt(shares.sum()) / 6)
+    assert found.df == pytest.approx(shares.sum() ** 2 / (shares**2 / below).sum())
+    assert paired_improvement(parts) == pytest.approx(np.mean([np.mean(part > 0) for part in parts]))
 
 
 @pytest.mark.parametrize(

@@ -71,14 +71,34 @@ def test_three_ways_of_counting_agree() -> None:
     assert share_at_least(padded, 300 + 11 * 10**6)[0] == pytest.approx(halves / 2**11)
 
 
-@pytest.mark.parametrize("count", [1, 45, 63, 64, 70])
-def test_counts_in_one_number_and_one_by_one_are_the_same(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = sorted(np.random.default_rng(count).integers(1, 50, count).tolist())
-    usual = signs._shares(weights)
-    monkeypatch.setattr(signs, "LONGEST", 0)
-    np.testing.assert_allclose(signs._shares(weights), usual, rtol=1e-12)
-    assert usual.sum() == pytest.approx(1.0)
-    assert usual[sum(weights)] == 2.0**-count
+@pytest.mark.parametrize("count", [1, 2, 45, 63, 64, 70, 520])
+def test_all_ways_of_adding_up_counts_agree(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs, "HALVES", 0)  # nothing is enumerated
+    weights = np.random.default_rng(count).integers(1, 50 if count < 100 else 4, count)
+    weights[0] = 1  # no common divisor
+    total = int(weights.sum())
+    bounds = [-total - 9, -total, 1 - total, -7, 0, 13, total // 3, total, total + 1, total + 9]
+    expected = [_patterns(weights.tolist(), bound) / 2**count for bound in bounds]
+    for name in ("", "LONGEST", "KEPT"):  # as whole numbers, as floats that are kept, and as those that are not
+        if name:
+            monkeypatch.setattr(signs, name, 0)
+        found = [share_at_least(weights, bound) for bound in bounds]
+        np.testing.assert_allclose([share for share, _ in found], expected, rtol=1e-12)
+        assert all(exact for _, exact in found)
+        assert found[0][0] == pytest.approx(1)
+        assert (found[7][0], found[8][0], found[9][0]) == (2.0**-count, 0.0, 0.0)
+
+
+def _patterns(weights: list[int], bound: int) -> int:
+    """Return how many sign patterns have a sum of at least the bound, in whole numbers."""
+    counts = {0: 1}
+    for weight in weights:
+        after: dict[int, int] = {}
+        for value, number in counts.items():
+            for moved in (value - weight, value + weight):
+                after[moved] = after.get(moved, 0) + number
+        counts = after
+    return sum(number for value, number in counts.items() if value >= bound)
 
 
 def test_signs_do_not_ask_for_order() -> None:
@@ -128,6 +148,8 @@ def test_pairwise() -> None:
     found = pairwise_wilcoxon(scores)
     assert found.names == tuple(combinations("abcd", 2))
     assert found.p_holm == pytest.approx(holm(found.p))
+    for (a, b), p in zip(found.names, found.p, strict=True):
+        assert p == wilcoxon(np.array(scores[a]) - np.array(scores[b])).p_two_sided
     pool = {name: scores[name] for name in "ab"}
     assert pairwise_wilcoxon(pool).p == found.p[:1]  # no third method matters
 

@@ -1,0 +1,52 @@
+"""Networks without memory for their weights: shapes as ever, no value made, nothing drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdbench.backbones.weightless import weightless
+
+
+class Reads(nn.Module):
+    """Computes a width with a tensor whose value it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, int(torch.tensor([2, 5]).max()))
+        nn.init.normal_(self.layer.weight)
+
+
+def filled() -> nn.Module:
+    """Return a module whose weights are made in each of the ways there are: by layers, by ``init``, in place."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    for fill in (nn.init.kaiming_normal_, nn.init.xavier_uniform_, nn.init.trunc_normal_, nn.init.orthogonal_):
+        fill(module[2].weight)
+    nn.init.constant_(tensor=module[2].bias, val=1.0)
+    with torch.no_grad():
+        module[0].weight.normal_(0.0, 0.1).mul_(2.0)
+    return module
+
+
+@pytest.mark.parametrize("build", [filled, Reads])
+def test_shapes_without_values_and_without_draws(build: type[nn.Module]) -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    found = weightless(build)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(tensor.is_meta for tensor in found.state_dict().values())
+    assert {k: v.shape for k, v in found.state_dict().items()} == {k: v.shape for k, v in build().state_dict().items()}
+
+
+def test_other_tensors_get_their_values() -> None:
+    def build() -> nn.Module:
+        width = torch.zeros((), device="cpu").fill_(4.0)
+        return nn.Linear(3, int(width))
+
+    assert weightless(build).weight.shape == (4, 3)
+
+
+def test_what_a_build_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        weightless(lambda: nn.Linear(1 // 0, 3))
