@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 SEAL = "seal"
+_in_order = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def sealed(model: BaseModel) -> str:
@@ -23,9 +24,12 @@ def unsealed(tree: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     Args:
         tree: The parsed file.
     """
-    said = {key: value for key, value in tree.items() if key != SEAL}
-    return said, SEAL not in tree or tree[SEAL] == _digest(said)
+    if SEAL not in tree:
+        return tree, True
+    said = dict(tree)
+    seal = said.pop(SEAL)
+    return said, seal == _digest(said)
 
 
 def _digest(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(_in_order(tree).encode()).hexdigest()

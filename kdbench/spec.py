@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue
+from pydantic_core import from_json, to_json
 
 from kdbench.config.schema import ADDED, Anchor, Name, Section, canonical_sha256
 
@@ -71,14 +71,14 @@ class DeclaredDeviation(Section):
 def _shared_anchor(value: object) -> object:
     """Return the one anchor that equal trees stand for: a store has thousands of specs of a few protocols."""
     try:
-        return _anchor(json.dumps(value)) if isinstance(value, dict) else value
+        return _anchor(to_json(value)) if isinstance(value, dict) else value
     except (TypeError, ValueError):
         return value  # the validation that follows says what is wrong with it
 
 
 @lru_cache(maxsize=256)
-def _anchor(text: str) -> Anchor:
-    return Anchor.model_validate(json.loads(text))
+def _anchor(text: bytes) -> Anchor:
+    return Anchor.model_validate(from_json(text))
 
 
 class RunSpec(Section):

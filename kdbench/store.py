@@ -61,13 +61,14 @@ class RunFolder(SharedFolder):
     def peek(self) -> Record | None:
         """Return the stored record or None, changing nothing; raises StoreError if it cannot be read."""
         self.pull(RECORD)
+        path = self.path / RECORD
         try:
-            data = (self.path / RECORD).read_bytes()
+            data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise unreadable(self.path / RECORD, error) from error
-        return parse_bytes(Record, data, str(self.path / RECORD))
+            raise unreadable(path, error) from error
+        return parse_bytes(Record, data, str(path))
 
     def write_spec(self, spec: RunSpec) -> None:
         """Write the spec."""

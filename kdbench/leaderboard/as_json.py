@@ -10,7 +10,7 @@ from kdbench.leaderboard.claims_text import NEVER
 from kdbench.leaderboard.json_text import json_text
 from kdbench.leaderboard.judged_text import verdict
 from kdbench.leaderboard.model import SPENT, Claim, Gain, Leaderboard, Outcome, Row, Table
-from kdbench.stats import Summary
+from kdbench.stats import Interval, Summary
 
 SCHEMA_VERSION = 1
 Tree = dict[str, JsonValue]
@@ -79,7 +79,7 @@ def _claim(claim: Claim) -> Tree:
         "ours": {
             "n": claim.n,
             "mean": claim.mean,
-            "interval": asdict(claim.interval) if claim.interval else None,
+            "interval": _interval(claim.interval),
         },
         "difference": claim.difference,
         "verdict": claim.verdict,
@@ -126,7 +126,13 @@ def of_run(outcome: Outcome) -> Tree:
 
 
 def _summary(summary: Summary | None) -> JsonValue:
-    return None if summary is None else asdict(summary)
+    return None if summary is None else {"n": summary.n, "mean": summary.mean, "std": summary.std}
+
+
+def _interval(interval: Interval | None) -> JsonValue:
+    if interval is None:
+        return None
+    return {"low": interval.low, "high": interval.high, "confidence": interval.confidence}
 
 
 def _gain(gain: Gain) -> Tree:
@@ -142,7 +148,7 @@ def _gain(gain: Gain) -> Tree:
         "differences": list(difference.values),
         "mean": difference.mean,
         "std": difference.std,
-        "interval": asdict(difference.interval) if difference.interval else None,
+        "interval": _interval(difference.interval),
         "no_interval_because": difference.reason,
         "p_holm": gain.p_holm,
         "p_pooled": gain.p_pooled,

@@ -45,10 +45,9 @@ def build(
     groups = group_by(cells, _group)
     if not groups:
         raise ConfigError("leaderboard: no runs; give a folder that kdbench run has written")
-    problems = anchor_problems(groups)
-    for key, members in sorted(groups.items()):
-        problems += _problems("/".join(key), members)
-    if problems:
+    # Group by group first: so the rows of one are hashed together, and what they share is put into words once.
+    of_groups = [problem for key, members in sorted(groups.items()) for problem in _problems("/".join(key), members)]
+    if problems := anchor_problems(groups) + of_groups:
         raise ProblemList(problems)
     order = tuple(dict.fromkeys(baselines))
     known = tuple(shipped_claims() if claims is None else claims)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from kdbench.config.schema import Anchor, canonical_json
 from kdbench.spec import RUNTIME_VARIABLE, RunSpec
@@ -55,12 +56,18 @@ def hash_of_anchor(row: SpecOfRow) -> str:
 def _common(row: SpecOfRow) -> _Common:
     anchor = _canonical_anchor(row.spec.anchor.model_dump_json())
     tree = row.spec.hashed({**RUNTIME_VARIABLE, _ANCHOR: True, _SEED: True})
-    texts = {_ANCHOR: anchor, **{key: canonical_json(value) for key, value in tree.items()}}
-    before, after = (
-        ",".join(f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts) if (key > _SEED) == later)
-        for later in (False, True)
+    parts = (
+        _inner({key: value for key, value in tree.items() if key < _ANCHOR}),
+        f'"{_ANCHOR}":{anchor}',
+        _inner({key: value for key, value in tree.items() if _ANCHOR < key < _SEED}),
     )
-    return _Common(f"{{{before}", f"{after}}}", _sha256(anchor))
+    after = _inner({key: value for key, value in tree.items() if key > _SEED})
+    return _Common("{" + ",".join(filter(None, parts)), after + "}", _sha256(anchor))
+
+
+def _inner(tree: dict[str, Any]) -> str:
+    """Return the canonical JSON of a tree without its braces."""
+    return canonical_json(tree)[1:-1]
 
 
 @lru_cache(maxsize=256)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from pydantic import JsonValue
 
 DIGITS = 10  # significant ones; those further right differ between processors and libraries of linear algebra
 _STEP = "  "
-_quoted: Callable[[object], str] = json.JSONEncoder().encode
+_quoted: Callable[[str], str] = json.encoder.encode_basestring_ascii
 
 
 def settled(value: float) -> float:
@@ -31,22 +33,38 @@ def json_text(value: JsonValue, margin: str = "") -> str:
         value: Made of JSON's types; tuples count as lists.
         margin: What the lines after the first begin with.
     """
+    write = _SCALARS.get(type(value))
+    if write is not None:
+        return write(value)
     inner = margin + _STEP
+    held: Iterable[JsonValue]
     if isinstance(value, dict):
-        ends = "{}"
+        ends, held = "{}", value.values()
         parts = [f"{_quoted(str(key))}: {json_text(part, inner)}" for key, part in value.items()]
-        nested = any(_holds(part) for part in value.values())
     elif isinstance(value, list | tuple):
-        ends = "[]"
+        ends, held = "[]", value
         parts = [json_text(part, inner) for part in value]
-        nested = any(map(_holds, value))
-    elif isinstance(value, float):
-        return repr(settled(value)) if math.isfinite(value) else "null"
     else:
-        return _quoted(value)
-    if nested:
+        return _number(value) if isinstance(value, float) else json.dumps(value)
+    if any(type(part) not in _SCALARS and _holds(part) for part in held):
         return f"{ends[0]}\n{inner}" + f",\n{inner}".join(parts) + f"\n{margin}{ends[1]}"
     return ends[0] + ", ".join(parts) + ends[1]
+
+
+def _number(value: float) -> str:
+    return repr(settled(value)) if math.isfinite(value) else "null"
+
+
+# By type: boards have hundreds of thousands of values, nearly all of them of one of these.
+_SCALARS: Mapping[type, Callable[[Any], str]] = MappingProxyType(
+    {
+        str: _quoted,
+        float: _number,
+        int: repr,
+        bool: lambda value: "true" if value else "false",
+        type(None): lambda _: "null",
+    }
+)
 
 
 def _holds(value: JsonValue) -> bool:

@@ -54,14 +54,14 @@ def tost(differences: Sequence[float], rope: float = ROPE, alpha: float = 0.05) 
     Source:
         Section 8: "equal" may be printed only if the 90 % interval lies inside.
     """
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit  # a hundredth of the time that scipy.stats.t takes
 
     _check_rope(rope)
     test = paired_t(differences, 1 - 2 * alpha)
     if test.interval is None or test.t is None:
         return Equivalence(None, None, None, test.reason)
-    se = test.mean / test.t if test.t else (test.interval.high - test.mean) / float(t.ppf(1 - alpha, test.df))
-    p = max(float(t.sf((test.mean + rope) / se, test.df)), float(t.cdf((test.mean - rope) / se, test.df)))
+    se = test.mean / test.t if test.t else (test.interval.high - test.mean) / float(stdtrit(test.df, 1 - alpha))
+    p = max(float(stdtr(test.df, -(test.mean + rope) / se)), float(stdtr(test.df, (test.mean - rope) / se)))
     inside = -rope < test.interval.low and test.interval.high < rope
     return Equivalence(inside, p, test.interval)
 
@@ -133,10 +133,12 @@ def bayes_signed_rank(
 
 def _mass(weights: Vector, beyond: Vector, first: Integers, second: Integers) -> Vector:
     """Return for each draw the sum of w_i w_j over j from the first place of row i on, half up to the second one."""
-    mass: Vector = np.einsum("ij,ij->j", weights, beyond[first])
-    tied = first != second
-    if tied.any():
-        mass = mass + np.einsum("ij,ij->j", weights[tied], beyond[second[tied]] - beyond[first[tied]]) / 2
+    mass: Vector = np.zeros(weights.shape[1])
+    # Row by row: a few that lie in the processor's cache, instead of a copy of all of them.
+    for weight, start, end in zip(weights, first.tolist(), second.tolist(), strict=True):
+        mass += weight * beyond[start]
+        if start != end:
+            mass += weight * (beyond[end] - beyond[start]) / 2
     return mass
 
 
@@ -146,12 +148,20 @@ def _weights(count: int, zero: int, draws: int, seed: int, prior: float) -> tupl
 
     They are (count + 1, draws) and (count + 2, draws): the prior observation has its place, ``zero``, among the others.
     """
-    drawn = np.random.default_rng(seed).dirichlet([prior, *np.ones(count)], draws).T
+    drawn = _drawn(count, draws, seed, prior)
     weights = np.concatenate((drawn[1 : zero + 1], drawn[:1], drawn[zero + 1 :]))
     beyond = np.zeros((count + 2, draws))
     beyond[:-1] = np.cumsum(weights[::-1], axis=0)[::-1]
     weights.flags.writeable = beyond.flags.writeable = False
     return weights, beyond
+
+
+@lru_cache(maxsize=2)
+def _drawn(count: int, draws: int, seed: int, prior: float) -> Vector:
+    """Return weights on the prior observation and on so many differences, (count + 1, draws), row by row in memory."""
+    drawn = np.ascontiguousarray(np.random.default_rng(seed).dirichlet([prior, *np.ones(count)], draws).T)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _check_rope(rope: float, *, zero: bool = False) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kdbench.stats.describing import Interval
-from kdbench.stats.values import DIFFERENCE_DIGITS, Vector, finite, rounded, strata
+from kdbench.stats.values import DIFFERENCE_DIGITS, Vector, finite, of_each, rounded, strata
 
 CHUNK = 2_000_000  # values drawn at a time
 LEAST_GAP = 2.0  # points
@@ -56,8 +56,7 @@ def paired_improvement(by_pair: Sequence[ArrayLike]) -> float:
     Source:
         Section 4; Bouthillier et al. 2021, paired.
     """
-    shares = [float(np.mean(np.sign(rounded(values)) / 2 + 0.5)) for values in strata(by_pair)]
-    return fmean(shares)
+    return fmean(of_each(strata(by_pair), lambda rows: (np.sign(rounded(rows)) / 2 + 0.5).mean(axis=1)).tolist())
 
 
 def gap_closed(accuracy: float, student: float, teacher: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from kdbench.stats.families import holm
 from kdbench.stats.signs import attainable, share_at_least
-from kdbench.stats.values import DIFFERENCE_DIGITS, Vector, finite, rounded
+from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, rounded
 
 Zeros = Literal["wilcox", "pratt", "zsplit"]
 
@@ -71,33 +71,47 @@ def wilcoxon(differences: ArrayLike, zeros: Zeros = "wilcox", digits: int = DIFF
     Source:
         Sections 4 (B) and 9.
     """
+    return next(_tests(rounded(differences, digits).reshape(1, -1), zeros))
+
+
+def _tests(differences: Vector, zeros: Zeros) -> Iterator[Wilcoxon]:
+    """Yield the test of each row; all rows are ranked at once.
+
+    Args:
+        differences: (tests, n), rounded.
+        zeros: How differences of zero are treated.
+    """
     from scipy.stats import rankdata
 
-    known = rounded(differences, digits).ravel()
-    if not len(known):
+    if not differences.shape[1]:
         raise ValueError("differences - there are none - at least one is needed - compare methods on common pairs")
-    count = int((known == 0).sum())
+    none = differences == 0
+    counts = none.sum(axis=1)
+    ranks: Vector = rankdata(np.abs(differences), axis=1)
     if zeros == "wilcox":
-        known = known[known != 0]
-    ranks: Vector = rankdata(np.abs(known)) if len(known) else known
-    split = float(ranks[known == 0].sum()) / 2 if zeros == "zsplit" else 0.0
-    positive = float(ranks[known > 0].sum()) + split
-    negative = float(ranks[known < 0].sum()) + split
-    weights = np.rint(2 * ranks[known != 0]).astype(np.int64)  # mid-ranks are halves
+        ranks = ranks - counts[:, None]  # zeros have the lowest ranks
+    split = np.where(none, ranks, 0).sum(axis=1) / 2 if zeros == "zsplit" else np.zeros(len(ranks))
+    positive = np.where(differences > 0, ranks, 0).sum(axis=1) + split
+    negative = np.where(differences < 0, ranks, 0).sum(axis=1) + split
+    doubled = np.rint(2 * ranks).astype(np.int64)  # mid-ranks are halves
+    rows = zip(doubled, ~none, counts.tolist(), positive.tolist(), negative.tolist(), strict=True)
+    for weights, signed, count, above, below in rows:
+        yield _test(weights[signed], count, above, below)
+
+
+def _test(weights: Integers, zeros: int, positive: float, negative: float) -> Wilcoxon:
+    """Return the test of doubled ranks of differences that are not zero, beside so many that are."""
     observed = round(2 * (positive - negative))
     far, _ = share_at_least(weights, abs(observed))
-    high = far if observed >= 0 else share_at_least(weights, observed)[0]
-    floor = attainable(len(weights)).two_sided if len(weights) else 1.0
-    p = min(1.0, 2 * far) if observed else 1.0
     return Wilcoxon(
-        len(known) + (count if zeros == "wilcox" else 0),
-        count,
-        min(positive, negative),
-        positive,
-        negative,
-        p,
-        high,
-        floor,
+        n=len(weights) + zeros,
+        zeros=zeros,
+        statistic=min(positive, negative),
+        positive=positive,
+        negative=negative,
+        p_two_sided=min(1.0, 2 * far) if observed else 1.0,
+        p_greater=far if observed >= 0 else share_at_least(weights, observed)[0],
+        floor=attainable(len(weights)).two_sided if len(weights) else 1.0,
     )
 
 
@@ -115,6 +129,10 @@ def pairwise_wilcoxon(
         Section 4: what a diagram of critical differences is drawn from.
     """
     names = tuple(combinations(scores, 2))
-    known = {method: finite(values, method) for method, values in scores.items()}
-    raw = tuple(wilcoxon(known[a] - known[b], zeros, digits).p_two_sided for a, b in names)
+    known = [finite(values, method) for method, values in scores.items()]
+    raw = tuple(
+        test.p_two_sided
+        for index, values in enumerate(known[:-1])
+        for test in _tests(rounded(values - np.array(known[index + 1 :]), digits), zeros)
+    )
     return PairwiseWilcoxon(names, raw, tuple(p for p in holm(raw) if p is not None))

@@ -6,20 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from statistics import fmean
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, rounded, strata
 
 SMALL = 16  # so many signs are enumerated whatever their weights
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
 DIGIT = 64  # bits of a count of patterns; fewer signs than that cannot overflow it
-LONGEST = 10**6  # counts that are kept in one number
+LONGEST = 10**6  # sum of weights up to which patterns are counted in whole numbers
+DOUBLINGS = 512  # a float holds so many: counts are turned into shares before there are more
 STEPS = 10**9  # additions that counting all sums may take
 KEPT = 10**6  # additions, and bytes in proportion, up to which the counts are kept for the next call
 DRAWS = 99_999
+
+Counts = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,14 @@ def stratified_sign_flip(by_pair: Sequence[ArrayLike], digits: int = DIFFERENCE_
     Source:
         Section 4 (A): on these pairs. The floor is 2^(1 - Pn).
     """
-    parts = [rounded(values, digits) for values in strata(by_pair)]
+    parts = strata(by_pair)
+    sizes = [len(part) for part in parts]
+    known = rounded(np.concatenate(parts), digits)
     # In whole units of 10^-digits times a common multiple of the sizes, sums are exact and ties are ties.
-    common = math.lcm(*(len(part) for part in parts))
-    signed = np.concatenate([np.rint(part * 10**digits).astype(np.int64) * (common // len(part)) for part in parts])
-    statistic = fmean(fmean(part) for part in parts)
+    common = math.lcm(*sizes)
+    signed = np.rint(known * 10**digits).astype(np.int64) * np.repeat([common // size for size in sizes], sizes)
+    values = iter(known.tolist())
+    statistic = fmean(fmean(islice(values, size)) for size in sizes)
     weights, observed = np.abs(signed[signed != 0]), int(signed.sum())
     floor = attainable(len(weights)).two_sided if len(weights) else 1.0
     far, exact = share_at_least(weights, abs(observed), seed)
@@ -132,9 +139,12 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
         count = len(left) * len(right) - int(np.searchsorted(right, bound - left, side="left").sum())
         return count / 2.0 ** len(weights), True
     if counted <= STEPS:
-        ordered = tuple(sorted(weights.tolist()))
-        share = _kept_shares(ordered) if counted <= KEPT else _shares(ordered)
-        return float(share[max(0, math.ceil((bound + total) / 2)) :].sum()), True
+        # A sum is at least the bound if and only if no more than this of the weight is negative.
+        most, ordered = max(-1, min(total, (total - bound) // 2)), tuple(sorted(weights.tolist()))
+        if len(weights) < DIGIT and total < LONGEST:
+            return _count_up_to(ordered, most) / 2.0 ** len(weights), True
+        share = _kept_shares(ordered)[: most + 1] if counted <= KEPT else _shares(ordered, most)
+        return float(share[::-1].copy().sum()), True
     random = np.random.default_rng(seed)
     hits = 0
     for _ in range(DRAWS // 9999):
@@ -144,35 +154,61 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
     return (hits + 1) / (drawn + 1), False
 
 
-def _shares(weights: Sequence[int]) -> Vector:
-    """Return the share of patterns of which k of the weight is positive, for each k; the signed sum is 2 k - total.
+def _count_up_to(weights: tuple[int, ...], most: int) -> int:
+    """Return how many patterns have no more than ``most`` of the weight negative; fewer than 64 signs.
 
     Args:
         weights: Ascending.
+        most: At most their sum; -1 = there is no such pattern.
     """
-    if len(weights) < DIGIT and sum(weights) < LONGEST:  # a polynomial; its coefficients are the digits of one number
-        counts = 1
-        for weight in weights:
-            counts += counts << DIGIT * weight
-        digits = np.frombuffer(counts.to_bytes(DIGIT // 8 * (sum(weights) + 1), "little"), "<u8")
-        return _read_only(digits / 2.0 ** len(weights))
-    share = np.zeros(sum(weights) + 1)
-    share[0], reach = 1.0, 1
-    for weight in weights:  # ascending, so that most steps touch a small part
-        share[:reach] /= 2
-        part = share[:reach].copy()
-        reach += weight
-        share[weight:reach] += part
-    return _read_only(share)
+    counts, up_to = _halves(weights)
+    left = counts[: most + 1]
+    room = np.minimum(most - np.arange(len(left)), len(up_to) - 1)  # what the other half may have negative
+    return int((left * up_to[room]).sum())
 
 
-def _read_only(share: Vector) -> Vector:
+@lru_cache(maxsize=256)  # ranks without ties are the same for all methods of a board
+def _halves(weights: tuple[int, ...]) -> tuple[Counts, Counts]:
+    """Return how many patterns of every other sign have k of the weight negative, and of the rest at most k."""
+    up_to = np.cumsum(_counts(weights[1::2]))
+    up_to.flags.writeable = False
+    return _counts(weights[::2]), up_to
+
+
+def _counts(weights: Sequence[int]) -> Counts:
+    """Return how many patterns have k of the weight negative, for each k: the coefficients of a polynomial.
+
+    They are the digits of one whole number, so that a step is one addition.
+    """
+    counts = 1
+    for weight in weights:
+        counts += counts << DIGIT * weight
+    return np.frombuffer(counts.to_bytes(DIGIT // 8 * (sum(weights) + 1), "little"), "<u8")
+
+
+def _shares(weights: Sequence[int], most: int) -> Vector:
+    """Return the share of patterns of which k of the weight is negative, for each k up to ``most``.
+
+    Args:
+        weights: Ascending, so that most steps touch a small part.
+        most: -1 = there is no such k.
+    """
+    share = np.zeros(most + 1)
+    share[:1], reach = 1.0, 1
+    for step, weight in enumerate(weights, 1):
+        if step % DOUBLINGS == 0:
+            share[:reach] /= 2.0**DOUBLINGS
+        if weight <= most:
+            reach = min(reach + weight, most + 1)
+            share[weight:reach] += share[: reach - weight]
+    return share / 2.0 ** (len(weights) % DOUBLINGS)
+
+
+@lru_cache(maxsize=256)
+def _kept_shares(weights: tuple[int, ...]) -> Vector:
+    share = _shares(weights, sum(weights))
     share.flags.writeable = False
     return share
-
-
-# Ranks without ties are the same for all methods of a board.
-_kept_shares = lru_cache(maxsize=256)(_shares)
 
 
 def _sums(weights: Integers) -> Integers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,9 +108,31 @@ def strata(by_pair: Sequence[ArrayLike]) -> tuple[Vector, ...]:
     Raises:
         ValueError: Without a pair, or for a pair without a difference.
     """
-    known = tuple(np.sort(finite(values, f"pair {index}").ravel()) for index, values in enumerate(by_pair))
+    known = [np.asarray(values, dtype=np.float64).ravel() for values in by_pair]
     empty = [index for index, values in enumerate(known) if not len(values)]
     if not known or empty:
         which = f"pair {empty[0]}" if empty else "pairs"
         raise ValueError(f"{which} - no difference - at least one is needed in each pair - leave empty pairs out")
-    return known
+    # All of them at once: a board asks for thousands of pairs of a few seeds.
+    whole = np.concatenate(known)
+    if not np.isfinite(whole).all():
+        for index, values in enumerate(by_pair):
+            finite(values, f"pair {index}")
+    sizes = [len(values) for values in known]
+    ordered = whole[np.lexsort((whole, np.repeat(np.arange(len(known)), sizes)))]
+    return tuple(ordered[start:end] for start, end in pairwise(accumulate(sizes, initial=0)))
+
+
+def of_each(parts: Sequence[Vector], statistic: Callable[[Vector], ArrayLike]) -> Vector:
+    """Return a statistic of each part; those of as many values are computed at once.
+
+    Args:
+        parts: At least one.
+        statistic: Of each row of (parts, values).
+    """
+    sizes = np.array([len(part) for part in parts])
+    found = np.empty(len(parts))
+    for size in np.unique(sizes):
+        which = np.flatnonzero(sizes == size)
+        found[which] = statistic(np.stack([parts[index] for index in which.tolist()]))
+    return found
