@@ -15,6 +15,7 @@ import resource
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ from kdbench.spec import DatasetRef, PluginRef, RunSpec
 from kdbench.store import PREDICTIONS, RECORD, SPEC, RunFolder, RunStore
 
 METHODS, SEEDS, IMAGES = 50, 5, 10_000
+SIZES = (1_000, 10_000, 100_000)
 SECONDS, MEGABYTES = {10_000: 5.0}.get, {10_000: 500.0}.get  # targets
+GROWTH = 1.25  # at most: time per record of a board ten times as large, so that time grows with the records
 BASELINES = ("alone", "plain")
 
 
@@ -123,8 +126,11 @@ def spent(times: list[float]) -> float:
     return times[-1] - times[-2]
 
 
-def measure(sheet: Sheet, records: int) -> None:
-    """Add the lines of a board of that many records, in processor time: what else the machine does is no part of it."""
+def measure(sheet: Sheet, records: int) -> float:
+    """Add the lines of a board of that many records, and return its time per record.
+
+    In processor time: what else the machine does is no part of it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         stored(made_up(records), Path(folder))
         gc.collect()
@@ -143,10 +149,11 @@ def measure(sheet: Sheet, records: int) -> None:
     sheet.add("read, build, md and json", whole, subject=subject, unit="s", at_most=SECONDS(records))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     sheet.add("peak memory", peak, subject=subject, unit="MB", at_most=MEGABYTES(records))
+    return whole / len(cells)
 
 
 def main() -> None:
-    sizes = [int(word) for word in sys.argv[1:]] or [1_000, 10_000]
+    sizes = [int(word) for word in sys.argv[1:]] or SIZES
     warm = build(made_up(1000), BASELINES, claims=())  # what is imported or kept is not measured
     for to_text in FORMATS.values():
         to_text(warm)
@@ -154,8 +161,11 @@ def main() -> None:
         f"Boards of {METHODS} methods and {SEEDS} seeds with the answers to {IMAGES:,} test images, in every format."
     )
     with Sheet("board", "Building a board", about) as sheet:
-        for size in sizes:
-            measure(sheet, size)
+        times = {size: measure(sheet, size) for size in sizes}
+        for less, more in pairwise(times):
+            subject = f"{more:,} against {less:,} records"
+            most = GROWTH if less >= SIZES[1] else None  # of fewer, what every board costs is a part
+            sheet.add("time per record", times[more] / times[less], subject=subject, at_most=most)
 
 
 if __name__ == "__main__":
