@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-# Tests that share what is dear run in one worker, or both would make it: those of a folder, of a file, or of a network.
+# Tests that share what is dear run in one worker, or both would make it: those of a folder, of a file,
+# or of a network or method.
 BY_FOLDER = ("tests/engines/", "tests/training/team/")
 BY_FILE = ("tests/cli/", "tests/e2e/", "tests/page/")
 BY_FIRST_PARAMETER = ("tests/conformance/",)
@@ -45,7 +46,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             if path.startswith(BY_FILE):
                 return path
             if path.startswith(BY_FIRST_PARAMETER) and "[" in test:
-                return f"{path}[{test.partition('[')[2].rstrip(']').partition('-')[0]}"
+                return f"{path}[{test.partition('[')[2].rstrip(']').partition('-')[0]}]"
             return next((folder for folder in BY_FOLDER if path.startswith(folder)), nodeid)
 
     return Scheduling(config, log)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -15,7 +14,6 @@ from torch import nn
 from kdbench.backbones.base import Backbone, Library
 from kdbench.backbones.chains import Chain, ChainNetwork, first_conv_for_small, is_small, replace_module
 from kdbench.backbones.division import Division, undivided
-from kdbench.backbones.weightless import weightless
 from kdbench.errors import ConfigError, unknown
 from kdbench.hooks import hookimpl
 from kdbench.types import Source, StageShape
@@ -195,9 +193,7 @@ def open_model(argument: str) -> Backbone:
     name = argument.removesuffix(PRETRAINED)
     if name not in (known := models.list_models(module=models)):
         raise ConfigError(unknown("backbone", f"{LIBRARY}:{name}", [f"{LIBRARY}:{model}" for model in known]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some announce a change of their own initial weights
-        family = type(weightless(lambda: models.get_model(name, weights=None))).__name__
+    family = get_type_hints(models.get_model_builder(name))["return"].__name__
     if family not in FAMILIES:
         raise ConfigError(
             f"backbone '{LIBRARY}:{name}': {family} has no stages here; allowed are {', '.join(FAMILIES)}; the same "

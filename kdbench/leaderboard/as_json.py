@@ -125,6 +125,7 @@ def of_run(outcome: Outcome) -> Tree:
     }
 
 
+# By hand: asdict copies deeply, and a board has thousands of them.
 def _summary(summary: Summary | None) -> JsonValue:
     return None if summary is None else {"n": summary.n, "mean": summary.mean, "std": summary.std}
 

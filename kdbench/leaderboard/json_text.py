@@ -52,7 +52,7 @@ def json_text(value: JsonValue, margin: str = "") -> str:
 
 
 def _number(value: float) -> str:
-    return repr(settled(value)) if math.isfinite(value) else "null"
+    return float.__repr__(settled(value)) if math.isfinite(value) else "null"
 
 
 # By type: boards have hundreds of thousands of values, nearly all of them of one of these.

@@ -13,6 +13,7 @@ from kdbench.stats.describing import Interval
 from kdbench.stats.paired import paired_t
 from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, rounded
 
+TIE_DIGITS = 12  # of the masses of two sides, which are sums of rounded numbers
 ROPE = 0.2  # points, for test sets of 10k images: the sampling error of a paired gain over five seeds
 
 
@@ -126,8 +127,10 @@ def bayes_signed_rank(
     # Sums grow along a row: those above the border are its last ones, and the running sums of weights give their mass.
     high = _mass(weights, beyond, (sums < border).sum(axis=1), (sums <= border).sum(axis=1))
     low = 1 - _mass(weights, beyond, (sums < -border).sum(axis=1), (sums <= -border).sum(axis=1))
-    middle = 1 - high - low if rope > 0 else np.full(draws, -1.0)
-    low_share, inside, high_share = np.bincount(np.argmax([low, middle, high], axis=0), minlength=3).tolist()
+    if rope == 0:
+        ahead = np.sign(np.round(high - low, TIE_DIGITS)).mean()
+        return Posterior((1 - ahead) / 2, 0.0, (1 + ahead) / 2)
+    low_share, inside, high_share = np.bincount(np.argmax([low, 1 - high - low, high], axis=0), minlength=3).tolist()
     return Posterior(low_share / draws, inside / draws, high_share / draws)
 
 

@@ -129,7 +129,7 @@ def pairwise_wilcoxon(
         Section 4: what a diagram of critical differences is drawn from.
     """
     names = tuple(combinations(scores, 2))
-    known = [finite(values, method) for method, values in scores.items()]
+    known = [finite(values, method).ravel() for method, values in scores.items()]
     raw = tuple(
         test.p_two_sided
         for index, values in enumerate(known[:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from statistics import fmean
@@ -17,11 +18,12 @@ from kdbench.stats.values import DIFFERENCE_DIGITS, Integers, Vector, finite, ro
 SMALL = 16  # so many signs are enumerated whatever their weights
 HALVES = 40  # so many signs are enumerated as two halves of 2^20 patterns
 DIGIT = 64  # bits of a count of patterns; fewer signs than that cannot overflow it
-LONGEST = 10**6  # sum of weights up to which patterns are counted in whole numbers
+LONGEST = 10**6  # sum of weights up to which patterns of fewer signs than that are counted in whole numbers
 DOUBLINGS = 512  # a float holds so many: counts are turned into shares before there are more
 STEPS = 10**9  # additions that counting all sums may take
 KEPT = 10**6  # additions, and bytes in proportion, up to which the counts are kept for the next call
 DRAWS = 99_999
+EXACT, ROUNDED = 2.0**62, 2.0**52  # largest sum of whole numbers; and of those that a float still holds
 
 Counts = NDArray[np.uint64]
 
@@ -81,7 +83,7 @@ def attainable(n: int, alpha: float = 0.05) -> Floor:
     if n < 1 or not 0 < alpha < 1:
         raise ValueError(f"floor of p - n {n}, alpha {alpha} - n >= 1 and 0 < alpha < 1 - correct the number")
     one, two = 2.0**-n, 2.0 ** (1 - n)
-    return Floor(n, one, two, math.floor(alpha / one), math.floor(alpha / two))
+    return Floor(n, one, two, math.floor(Fraction(alpha) * 2**n), math.floor(Fraction(alpha) * 2 ** (n - 1)))
 
 
 def sign_flip(differences: ArrayLike, digits: int = DIFFERENCE_DIGITS, seed: int = 0) -> SignFlip:
@@ -107,16 +109,28 @@ def stratified_sign_flip(by_pair: Sequence[ArrayLike], digits: int = DIFFERENCE_
     parts = strata(by_pair)
     sizes = [len(part) for part in parts]
     known = rounded(np.concatenate(parts), digits)
-    # In whole units of 10^-digits times a common multiple of the sizes, sums are exact and ties are ties.
-    common = math.lcm(*sizes)
-    signed = np.rint(known * 10**digits).astype(np.int64) * np.repeat([common // size for size in sizes], sizes)
+    signed, slack = _in_whole_units(known, sizes, digits)
     values = iter(known.tolist())
     statistic = fmean(fmean(islice(values, size)) for size in sizes)
     weights, observed = np.abs(signed[signed != 0]), int(signed.sum())
     floor = attainable(len(weights)).two_sided if len(weights) else 1.0
-    far, exact = share_at_least(weights, abs(observed), seed)
-    high = far if observed >= 0 else share_at_least(weights, observed, seed)[0]
+    far, exact = share_at_least(weights, abs(observed) - slack, seed)
+    high = far if observed >= 0 else share_at_least(weights, observed - slack, seed)[0]
     return SignFlip(len(signed), statistic, min(1.0, 2 * far) if observed else 1.0, high, floor, exact)
+
+
+def _in_whole_units(differences: Vector, sizes: Sequence[int], digits: int) -> tuple[Integers, int]:
+    """Return each difference's part in the sum of the pairs' means, and by how much two equal sums may differ.
+
+    In units of 10^-digits over a common multiple of the sizes sums are exact and ties are ties. Where so many unlike
+    sizes have no multiple that fits, parts are rounded, and what is as near as rounding counts as a tie.
+    """
+    common, of_pair = math.lcm(*sizes), np.repeat(sizes, sizes)
+    units = np.rint(differences * 10**digits)
+    whole = float(np.abs(units / of_pair).sum())
+    if common < EXACT and common * whole < EXACT:
+        return units.astype(np.int64) * np.repeat([common // size for size in sizes], sizes), 0
+    return np.rint(units / of_pair * (ROUNDED / whole)).astype(np.int64), 2 * len(units)
 
 
 def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float, bool]:
@@ -128,11 +142,10 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
         seed: Of the draws, where the patterns are too many to count.
     """
     divisor = int(np.gcd.reduce(weights)) if len(weights) else 1
-    weights, bound = weights // divisor, math.ceil(bound / divisor)
+    weights, bound = weights // divisor, -(-bound // divisor)
     total = int(weights.sum())
-    counted = total * len(
-        weights
-    )  # additions that counting all sums takes; a half's pattern takes as long as a hundred
+    # Additions that counting all sums takes; a pattern of a half takes as long as a hundred of them.
+    counted = total * len(weights)
     if len(weights) <= HALVES and (len(weights) <= SMALL or counted > 100 * 2 ** (len(weights) // 2)):
         half = len(weights) // 2
         left, right = _sums(weights[:half]), np.sort(_sums(weights[half:]))
@@ -142,9 +155,10 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
         # A sum is at least the bound if and only if no more than this of the weight is negative.
         most, ordered = max(-1, min(total, (total - bound) // 2)), tuple(sorted(weights.tolist()))
         if len(weights) < DIGIT and total < LONGEST:
-            return _count_up_to(ordered, most) / 2.0 ** len(weights), True
+            halves = (_kept_halves if counted <= KEPT else _halves)(ordered)
+            return _count_up_to(*halves, most) / 2.0 ** len(weights), True
         share = _kept_shares(ordered)[: most + 1] if counted <= KEPT else _shares(ordered, most)
-        return float(share[::-1].copy().sum()), True
+        return float(share[::-1].copy().sum()), True  # from the greatest sum on, and one after another in memory
     random = np.random.default_rng(seed)
     hits = 0
     for _ in range(DRAWS // 9999):
@@ -154,25 +168,28 @@ def share_at_least(weights: Integers, bound: int, seed: int = 0) -> tuple[float,
     return (hits + 1) / (drawn + 1), False
 
 
-def _count_up_to(weights: tuple[int, ...], most: int) -> int:
+def _count_up_to(counts: Counts, up_to: Counts, most: int) -> int:
     """Return how many patterns have no more than ``most`` of the weight negative; fewer than 64 signs.
 
     Args:
-        weights: Ascending.
-        most: At most their sum; -1 = there is no such pattern.
+        counts: Of one half of the signs, see :func:`_halves`.
+        up_to: Of the other half.
+        most: At most the sum of all; -1 = there is no such pattern.
     """
-    counts, up_to = _halves(weights)
     left = counts[: most + 1]
     room = np.minimum(most - np.arange(len(left)), len(up_to) - 1)  # what the other half may have negative
     return int((left * up_to[room]).sum())
 
 
-@lru_cache(maxsize=256)  # ranks without ties are the same for all methods of a board
 def _halves(weights: tuple[int, ...]) -> tuple[Counts, Counts]:
     """Return how many patterns of every other sign have k of the weight negative, and of the rest at most k."""
     up_to = np.cumsum(_counts(weights[1::2]))
     up_to.flags.writeable = False
     return _counts(weights[::2]), up_to
+
+
+# Ranks without ties are the same for all methods of a board.
+_kept_halves = lru_cache(maxsize=256)(_halves)
 
 
 def _counts(weights: Sequence[int]) -> Counts:

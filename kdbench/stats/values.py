@@ -109,15 +109,15 @@ def strata(by_pair: Sequence[ArrayLike]) -> tuple[Vector, ...]:
         ValueError: Without a pair, or for a pair without a difference.
     """
     known = [np.asarray(values, dtype=np.float64).ravel() for values in by_pair]
+    # All of them at once: a board asks for thousands of pairs of a few seeds.
+    whole = np.concatenate(known) if known else np.zeros(0)
+    if not np.isfinite(whole).all():
+        for index, values in enumerate(by_pair):
+            finite(values, f"pair {index}")
     empty = [index for index, values in enumerate(known) if not len(values)]
     if not known or empty:
         which = f"pair {empty[0]}" if empty else "pairs"
         raise ValueError(f"{which} - no difference - at least one is needed in each pair - leave empty pairs out")
-    # All of them at once: a board asks for thousands of pairs of a few seeds.
-    whole = np.concatenate(known)
-    if not np.isfinite(whole).all():
-        for index, values in enumerate(by_pair):
-            finite(values, f"pair {index}")
     sizes = [len(values) for values in known]
     ordered = whole[np.lexsort((whole, np.repeat(np.arange(len(known)), sizes)))]
     return tuple(ordered[start:end] for start, end in pairwise(accumulate(sizes, initial=0)))

@@ -23,6 +23,7 @@ import slurm_cluster
 
 COMMAND = ("--method", "student,vanilla_kd,dkd", "--pair", "tiny", "--anchor", "crd_short", "--threads", "1")
 FILES = ("student.safetensors", "predictions.npz", "spec.json")
+ABSENT = "(absent)"
 # What a run happened to spend. Forwards of teachers too: of two processes that miss the same image in the cache of
 # teachers' outputs at the same moment, both run the teacher on it, on one engine as on another.
 SPENT = {"train_seconds", "seconds_by_part", "images_per_second", "peak_memory_bytes", "teacher_forwards"}
@@ -85,7 +86,7 @@ def made(root: Path, seeds: int, words: list[str]) -> dict[str, Any]:
 
 def said(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Yield all that a board says but what was spent, each value with the place where it stands."""
-    if not isinstance(tree, dict | list):
+    if not isinstance(tree, dict | list) or not tree:
         yield name, tree
         return
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
@@ -96,6 +97,7 @@ def said(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     found: dict[str, dict[str, Any]] = {}
+    different = 0
     for name, engine in ENGINES.items():
         with (
             tempfile.TemporaryDirectory(prefix="kd") as folder,
@@ -105,13 +107,15 @@ def main() -> None:
             started = time.monotonic()
             found[name] = made(Path(folder), seeds, words)
         first = next(iter(found.values()))
-        other = sorted(key for key in {**first, **found[name]} if first.get(key) != found[name].get(key))
+        pairs = {key: (first.get(key, ABSENT), found[name].get(key, ABSENT)) for key in {**first, **found[name]}}
+        other = {key: pair for key, pair in sorted(pairs.items()) if pair[0] != pair[1]}
+        different += len(other)
         files = sum(not key.startswith("board.") for key in first)
         equal = f"{files} files and {len(first) - files} values of the board, {len(other)} of them different"
         print(f"{name}: {time.monotonic() - started:.0f} s, {equal}", flush=True)
-        for key in other:
-            print(f"  {key}: {first.get(key)!r} and {found[name].get(key)!r}", flush=True)
-    sys.exit(any(tree != first for tree in found.values()))
+        for key, (here, there) in other.items():
+            print(f"  {key}: {here!r} and {there!r}", flush=True)
+    sys.exit(different > 0)
 
 
 if __name__ == "__main__":

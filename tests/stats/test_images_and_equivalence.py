@@ -159,6 +159,8 @@ def test_bayes_signed_rank_is_symmetric_and_sure_of_the_obvious() -> None:
     sure = bayes_signed_rank([1.0, 1.0], 0.2)  # two pairs that agree already give .96: hence six are required
     assert sure.above == pytest.approx(0.96, abs=0.01)
     assert bayes_signed_rank([0.0] * 6).inside == 1.0
+    without = bayes_signed_rank([0.0] * 5, rope=0)  # ties throughout: half to each side
+    assert (without.below, without.inside, without.above) == (0.5, 0.0, 0.5)
 
 
 def test_errors_of_pairs_add_up_on_one_dataset_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,37 @@ def test_all_ways_of_adding_up_counts_agree(count: int, monkeypatch: pytest.Monk
         assert all(exact for _, exact in found)
         assert found[0][0] == pytest.approx(1)
         assert (found[7][0], found[8][0], found[9][0]) == (2.0**-count, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_counts_of_long_weights_are_not_kept(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs, "KEPT", kept)
+    before = signs._kept_halves.cache_info().currsize
+    share_at_least(np.arange(900 + bool(kept), 950 + bool(kept)), 4000)
+    assert signs._kept_halves.cache_info().currsize - before == bool(kept)
+
+
+def test_a_bound_that_no_float_holds() -> None:
+    assert share_at_least(np.array([2**53 + 1, 2]), 2**53 + 3) == (0.25, True)
+
+
+def test_pairs_of_so_many_unlike_sizes_that_no_multiple_fits() -> None:
+    draws = np.random.default_rng(4)
+    sizes = [43, 41, 37, 31, 29, 27, 25, 23, 19, 17, 13, 11, 7]
+    parts = [np.round(draws.normal(0.05, 0.4, size), 2) for size in sizes]
+    found = stratified_sign_flip(parts)
+    flips = [draws.integers(0, 2, (9999, len(part))) * 2 - 1 for part in parts]
+    means = np.mean([flip @ part / len(part) for flip, part in zip(flips, parts, strict=True)], axis=0)
+    share = np.mean(np.abs(means) >= abs(found.statistic))
+    assert not found.exact
+    assert found.p_two_sided == pytest.approx(share, abs=0.02)
+    ties = stratified_sign_flip([[1.0] * size for size in (*sizes, 1)])
+    assert ties.p_two_sided == pytest.approx(ties.p_greater * 2)
+    whole, rounded = [[0.4, 0.1, -0.2], [0.3, 0.5]], mock.patch.object(signs, "EXACT", 0.0)
+    expected = stratified_sign_flip(whole)
+    with rounded:
+        assert stratified_sign_flip(whole) == expected
+    assert stratified_sign_flip([[1.0] * size for size in range(1, 60)]).p_two_sided < 1e-4
 
 
 def _patterns(weights: list[int], bound: int) -> int:

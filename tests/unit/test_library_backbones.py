@@ -270,6 +270,8 @@ def test_a_model_that_does_not_exist(registry: Registry) -> None:
         registry.backbones["keras:resnet18"]
     with pytest.raises(ConfigError, match="has no stages here; allowed are ResNet"):
         registry.backbones["torchvision:inception_v3"]
+    with pytest.raises(ConfigError, match="'torchvision:regnet_y_128gf': RegNet has no stages here"):
+        registry.backbones["torchvision:regnet_y_128gf"]
 
 
 def test_images_a_model_cannot_take(registry: Registry) -> None:

@@ -1,4 +1,4 @@
-"""Networks without memory for their weights: shapes as ever, no value made, nothing drawn."""
+"""Networks without memory for their weights: shapes as ever, no value made, nothing drawn, and the same errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from kdbench.backbones.weightless import weightless
 
 
 class Reads(nn.Module):
-    """Computes a width with a tensor whose value it needs."""
+    """Computes widths with a tensor and with a weight whose values it needs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(3, int(torch.tensor([2, 5]).max()))
+        self.width = nn.Parameter(torch.empty(()))
+        nn.init.constant_(self.width, 4.0)
+        self.layer = nn.Linear(int(self.width.detach()), int(torch.tensor([2, 5]).numpy().max()))
         nn.init.normal_(self.layer.weight)
 
 
@@ -26,7 +28,8 @@ def filled() -> nn.Module:
     nn.init.constant_(tensor=module[2].bias, val=1.0)
     with torch.no_grad():
         module[0].weight.normal_(0.0, 0.1).mul_(2.0)
-    return module
+    module.register_buffer("drawn", torch.rand(3, device="cpu"))
+    return module.to(module[0].weight.device)
 
 
 @pytest.mark.parametrize("build", [filled, Reads])
@@ -39,14 +42,15 @@ def test_shapes_without_values_and_without_draws(build: type[nn.Module]) -> None
     assert {k: v.shape for k, v in found.state_dict().items()} == {k: v.shape for k, v in build().state_dict().items()}
 
 
-def test_other_tensors_get_their_values() -> None:
-    def build() -> nn.Module:
-        width = torch.zeros((), device="cpu").fill_(4.0)
-        return nn.Linear(3, int(width))
+WRONG = {
+    "a leaf Variable that requires grad": lambda: nn.Conv2d(3, 4, 3).weight.normal_(0.0, 0.1),
+    "Fan in and fan out can not be computed": lambda: nn.init.kaiming_uniform_(nn.Parameter(torch.empty(3))),
+    "my own trouble": lambda: (_ for _ in ()).throw(RuntimeError("my own trouble")),
+    "division": lambda: nn.Linear(1 // 0, 3),
+}
 
-    assert weightless(build).weight.shape == (4, 3)
 
-
-def test_what_a_build_raises_is_raised() -> None:
-    with pytest.raises(ZeroDivisionError):
-        weightless(lambda: nn.Linear(1 // 0, 3))
+@pytest.mark.parametrize("message", WRONG)
+def test_what_a_build_raises_is_raised(message: str) -> None:
+    with pytest.raises((RuntimeError, ValueError, ZeroDivisionError), match=message):
+        weightless(WRONG[message])
