@@ -17,6 +17,7 @@ import torch
 
 from kdbench.errors import ConfigError
 from kdbench.records import Environment
+from kdbench.training.safe_mode import quiet_about_tf32
 from kdbench.training.team.members import ALONE, Team
 
 
@@ -104,8 +105,9 @@ def set_up(device: str, threads: int) -> Machine:
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # What an anchor calls fp32 is fp32: cuDNN would use TF32 for convolutions.
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        with quiet_about_tf32():
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(mode=True, warn_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,7 +42,8 @@ def applied(settings: Settings) -> Iterator[None]:
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    before = (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    with quiet_about_tf32():
+        before = (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision())
     enabled, benchmark, tf32, products = before
     if not settings.get("tf32", True):
         tf32, products = False, "highest"
@@ -53,5 +55,17 @@ def applied(settings: Settings) -> Iterator[None]:
 
 
 def _switch(cudnn: Any, enabled: object, benchmark: object, tf32: object, products: str) -> None:
-    cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32 = enabled, benchmark, tf32
-    torch.set_float32_matmul_precision(products)
+    with quiet_about_tf32():
+        cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32 = enabled, benchmark, tf32
+        torch.set_float32_matmul_precision(products)
+
+
+@contextlib.contextmanager
+def quiet_about_tf32() -> Iterator[None]:
+    """Let PyTorch 2.9 keep to itself that it has newer names for these switches; later releases are quiet again.
+
+    The newer ones may not be mixed with these, which the libraries that are built on PyTorch still ask for.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+        yield
