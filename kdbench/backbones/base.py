@@ -239,7 +239,7 @@ class Backbone:
         return None
 
     def on_meta(self, num_classes: int, image: StageShape) -> Network:
-        """Return a network without memory for its weights, leaving the random state alone; see :func:`weightless`."""
+        """Return a network without memory for its weights, drawing nothing; see :func:`weightless`."""
         return weightless(lambda: self.build(num_classes, image))
 
     def info(self, num_classes: int, image: StageShape) -> NetworkInfo:

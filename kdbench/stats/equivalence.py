@@ -103,7 +103,8 @@ def bayes_signed_rank(
     """Return the shares of posterior draws in which "below", "inside" or "above" the ROPE is the likeliest.
 
     A draw is a Dirichlet weight on each difference and, with strength ``prior``, on zero; the mass of "above" is the
-    sum of w_i w_j over d_i + d_j > 2 rope, half for equality. Without a ROPE the two sides are compared.
+    sum of w_i w_j over d_i + d_j > 2 rope, half for equality. Without a ROPE the two sides are compared,
+    and a tie counts half for each.
 
     Args:
         differences: One per pair, in points.
@@ -128,7 +129,7 @@ def bayes_signed_rank(
     high = _mass(weights, beyond, (sums < border).sum(axis=1), (sums <= border).sum(axis=1))
     low = 1 - _mass(weights, beyond, (sums < -border).sum(axis=1), (sums <= -border).sum(axis=1))
     if rope == 0:
-        ahead = np.sign(np.round(high - low, TIE_DIGITS)).mean()
+        ahead = float(np.sign(np.round(high - low, TIE_DIGITS)).mean())
         return Posterior((1 - ahead) / 2, 0.0, (1 + ahead) / 2)
     low_share, inside, high_share = np.bincount(np.argmax([low, 1 - high - low, high], axis=0), minlength=3).tolist()
     return Posterior(low_share / draws, inside / draws, high_share / draws)

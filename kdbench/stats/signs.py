@@ -128,6 +128,8 @@ def _in_whole_units(differences: Vector, sizes: Sequence[int], digits: int) -> t
     common, of_pair = math.lcm(*sizes), np.repeat(sizes, sizes)
     units = np.rint(differences * 10**digits)
     whole = float(np.abs(units / of_pair).sum())
+    if not whole:
+        return np.zeros(len(units), dtype=np.int64), 0
     if common < EXACT and common * whole < EXACT:
         return units.astype(np.int64) * np.repeat([common // size for size in sizes], sizes), 0
     return np.rint(units / of_pair * (ROUNDED / whole)).astype(np.int64), 2 * len(units)

@@ -27,7 +27,7 @@ from kdbench.training.environment import Machine
 from kdbench.training.lock import differences
 from kdbench.training.networks import TeacherPass
 from kdbench.training.runs import forget_failure, record_dead, run_cohort
-from kdbench.training.safe_mode import AS_PLANNED, SAFE, applied
+from kdbench.training.safe_mode import AS_PLANNED, SAFE, applied, quiet_about_tf32
 from kdbench.training.trainer import Interrupted
 
 NOT_FINITE = "non-finite loss in phase 'main', epoch 2"
@@ -477,7 +477,8 @@ def test_a_worker_that_dies_in_the_retry(lab: Any, monkeypatch: pytest.MonkeyPat
 
 def _switches() -> tuple[object, ...]:
     cudnn = torch.backends.cudnn
-    return cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with quiet_about_tf32():
+        return cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()
 
 
 def test_switches_are_set_for_the_retry_alone(lab: Any) -> None:

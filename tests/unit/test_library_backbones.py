@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -322,3 +323,12 @@ def test_a_network_that_computes_with_tensors_is_described_all_the_same(registry
     before = torch.get_rng_state()
     assert dataclasses.replace(backbone, build=build).info(7, StageShape((3, 32, 32))) == expected
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_builders_of_torchvision_say_what_they_return() -> None:
+    """Which class it is decides how a model is cut into stages, and is known before one is built."""
+    from torchvision import models
+
+    found = {name: get_type_hints(models.get_model_builder(name))["return"] for name in models.list_models(models)}
+    assert all(issubclass(kind, torch.nn.Module) and kind is not torch.nn.Module for kind in found.values())
+    assert found["resnet18"] is found["wide_resnet50_2"] is models.ResNet

@@ -46,7 +46,7 @@ WRONG = {
     "a leaf Variable that requires grad": lambda: nn.Conv2d(3, 4, 3).weight.normal_(0.0, 0.1),
     "Fan in and fan out can not be computed": lambda: nn.init.kaiming_uniform_(nn.Parameter(torch.empty(3))),
     "my own trouble": lambda: (_ for _ in ()).throw(RuntimeError("my own trouble")),
-    "division": lambda: nn.Linear(1 // 0, 3),
+    "division": lambda: nn.Linear(int(torch.tensor(1)) // 0, 3),  # on the meta device the first number is the trouble
 }
 
 
