@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import from_json, to_json
 
 from kdbench.config.schema import ADDED, Anchor, Name, Section, canonical_sha256
@@ -83,6 +83,8 @@ def _anchor(text: bytes) -> Anchor:
 
 class RunSpec(Section):
     """One cell of a plan: one student, trained once."""
+
+    model_config = ConfigDict(allow_inf_nan=False)  # JSON has no such numbers, and a hash is made of its JSON
 
     schema_version: Literal[1] = 1
     method: Name

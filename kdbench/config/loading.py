@@ -152,13 +152,14 @@ def load_anchor(name_or_path: str, known: Mapping[str, Path]) -> Anchor:
     return anchor
 
 
-def _locate(name: str, known: Mapping[str, Path], base: Path | None) -> Path:
+def _locate(name: str, known: Mapping[str, Path], said_in: Path | None) -> Path:
+    """Return the file of an anchor that the user, or the ``extends`` of a file, names."""
     if name in known:
         return known[name]
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-        return path if path.is_absolute() or base is None else base / path
-    raise ConfigError(unknown("anchor", name, known))
+        return path if path.is_absolute() or said_in is None else said_in.parent / path
+    raise ConfigError(unknown("anchor", name, known, where=f"{said_in}: extends" if said_in else ""))
 
 
 def _resolve(path: Path, known: Mapping[str, Path], above: tuple[Path, ...]) -> tuple[Tree, dict[str, Path], list[str]]:
@@ -170,7 +171,7 @@ def _resolve(path: Path, known: Mapping[str, Path], above: tuple[Path, ...]) -> 
     name = str(tree.get("name", ""))
     if parent_name is None:
         return tree, dict.fromkeys(_leaves(tree), path), [name]
-    parent_path = _locate(str(parent_name), known, path.parent)
+    parent_path = _locate(str(parent_name), known, path)
     parent, origin, lineage = _resolve(parent_path, known, (*above, path.resolve()))
     if not name or name in lineage:
         raise ConfigError(f"{path}: name: an anchor that extends '{parent_name}' needs a name of its own")

@@ -274,8 +274,8 @@ def test_wrong_sections(write: Write, load_file: LoadFile, line: str, said: str)
 
 def test_extends_by_name_and_unknown_parent(write: Write, load_file: LoadFile) -> None:
     assert load_file(write("extends: crd\nname: m\nschedule: {epochs: 3}\n")).family == "crd"
-    said = message(load_file, write("extends: crdd\nname: m\n"))
-    assert said.startswith("unknown anchor 'crdd'. Did you mean 'crd'?")
+    path = write("extends: crdd\nname: m\n")
+    assert message(load_file, path).startswith(f"{path}: extends: unknown anchor 'crdd'. Did you mean 'crd'?")
 
 
 def renormalised(tmp_path: Path, alphas: str) -> Anchor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -95,3 +97,11 @@ def test_wrong_values(spec: RunSpec, update: dict[str, object]) -> None:
 def test_frozen(spec: RunSpec) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         spec.seed = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_numbers_that_json_lacks_are_refused(spec: RunSpec, number: float) -> None:
+    """A damaged spec.json may have them; without this its hash could not be made."""
+    tree = spec.model_dump(mode="json")
+    with pytest.raises(ValidationError, match="finite"):
+        RunSpec.model_validate({**tree, "options": {"beta": [number]}})
