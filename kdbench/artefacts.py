@@ -162,6 +162,14 @@ class TeacherStore:
             )
         return manifest
 
+    def is_damaged(self, dataset: DatasetRef, name: str) -> bool:
+        """Return whether an artefact is there whose files are not what its manifest says.
+
+        Raises:
+            StoreError: If one cannot be read, or a newer kdbench wrote it.
+        """
+        return self.exists(dataset, name) and not self._sound(self.folder(dataset, name))
+
     def set_damaged_aside(self, dataset: DatasetRef, name: str) -> tuple[Path, ...]:
         """Check an artefact's files; if one is damaged, set all aside, so that it counts as missing.
 
@@ -172,13 +180,15 @@ class TeacherStore:
             StoreError: If one cannot be read, or a newer kdbench wrote it.
         """
         folder = self.folder(dataset, name)
-        if not self.exists(dataset, name) or self._sound(folder):
+        if not self.is_damaged(dataset, name):
             return ()
-        found = [path for path in map(folder.joinpath, (MANIFEST, WEIGHTS, PREDICTIONS)) if path.exists()]
-        return tuple(self._set_aside(path) for path in found)
+        # All are brought here first: one that is damaged may have kept others from it. The manifest is the last to go:
+        # while it is there the others are checked, so that what a kill leaves is set aside the next time.
+        found = [self._brought(folder / file) for file in (WEIGHTS, PREDICTIONS, MANIFEST)]
+        return tuple(self._set_aside(path) for path in found if path.exists())
 
     def _set_aside(self, path: Path) -> Path:
-        aside = set_aside(path)
+        aside = set_aside(path, taken=lambda name: self._brought(name).exists())  # by other machines, too
         self._send(aside)
         self._send(path)
         return aside

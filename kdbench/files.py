@@ -133,11 +133,17 @@ def process_is_alive(process: int) -> bool:
     return True
 
 
-def set_aside(path: Path, why: str = "corrupt") -> Path:
-    """Rename a file to ``NAME.WHY`` (never deleting it) and return its new path."""
+def set_aside(path: Path, why: str = "corrupt", *, taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """Rename a file to ``NAME.WHY`` (never deleting it) and return its new path.
+
+    Args:
+        path: The file.
+        why: What its name says of it.
+        taken: Whether a path is another file's; then the name gets a number.
+    """
     target = path.with_name(f"{path.name}.{why}")
     number = 1
-    while target.exists():
+    while taken(target):
         number += 1
         target = path.with_name(f"{path.name}.{why}{number}")
     return path.rename(target)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from kdbench.local_path import LocalPath
 from kdbench.storage.places import Where, where
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,23 +48,42 @@ class WhereType(click.ParamType):  # type: ignore[type-arg]  # older releases of
         return where(value) if isinstance(value, str) else value
 
 
+class FiniteRange(click.FloatRange):
+    """A number in a range; infinity and NaN are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def list_option(*names: str, default: str | None = None, **settings: Any) -> Callable[[F], F]:
+    """Return an option that takes a comma-separated list, in one piece or in several."""
+
+    def joined(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -> str | None:
+        return ",".join(value) if value else default
+
+    return click.option(*names, multiple=True, callback=joined, show_default=default or False, **settings)
+
+
 def where_option(flag: str, default: str, text: str) -> Callable[[F], F]:
     """Return an option that takes a folder or a URL."""
     return click.option(flag, default=default, show_default=True, type=WhereType(), help=text)
 
 
 def path_option(flag: str, default: str, text: str) -> Callable[[F], F]:
-    """Return an option that takes a folder."""
-    return click.option(flag, default=default, show_default=True, type=click.Path(path_type=Path), help=text)
+    """Return an option that takes a folder, and no URL."""
+    return click.option(flag, default=default, show_default=True, type=LocalPath(), help=text)
 
 
 teachers_option = where_option("--teachers", "teachers", "Folder or URL of the teacher artefacts.")
 data_option = path_option("--data", "data", "Folder of the datasets.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-devices_option = click.option(
+devices_option = list_option(
     "--device",
     default="auto",
-    show_default=True,
     metavar="D[,D...]",
     help="auto (a GPU, else the CPU), cpu, cuda (all GPUs), cuda:N[,cuda:M...]; workers are spread over them.",
 )
@@ -88,12 +108,12 @@ anchor_option = click.option(
 )
 cache_folder_option = click.option(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Folder of kept teacher outputs  [default: cache, beside --teachers].",
 )
 cache_size_option = click.option(
     "--cache-size",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=DEFAULT_CACHE_SIZE,
     show_default=True,
     metavar="GIB",
@@ -114,11 +134,11 @@ events_option = click.option("--events", is_flag=True, hidden=True, help="Print 
 
 runs_options = apply(
     click.option("--seeds", type=click.IntRange(1), help="Number of seeds: 0..N-1  [default: 5]."),
-    click.option("--seed-list", metavar="0,3,7", help="Seeds, instead of --seeds."),
+    list_option("--seed-list", metavar="0,3,7", help="Seeds, instead of --seeds."),
     dataset_option,
     per_class_option,
     click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Set a method's option."),
-    click.option("--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe."),
+    list_option("--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe."),
     where_option("--out", "runs", "Folder or URL of the runs."),
     teachers_option,
     data_option,
@@ -127,8 +147,8 @@ runs_options = apply(
     cache_options,
 )
 cells_options = apply(
-    click.option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),
-    click.option("--pair", "pair", metavar="P[,P...]", help="Pairs, or 'all'."),
+    list_option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),
+    list_option("--pair", "pair", metavar="P[,P...]", help="Pairs, or 'all'."),
     click.option("--preset", metavar="NAME|FILE", help="Method, pair, protocol and options under one name."),
     click.option("--anchor", metavar="NAME|FILE", help=f"Protocol.  [default: the preset's, else {DEFAULT_ANCHOR}]"),
     click.option("--variant", metavar="NAME", help="Name of this configuration; tables show METHOD@NAME."),
@@ -157,8 +177,8 @@ workers_options = apply(
         help="Runs that a worker trains together; auto = as many as fit the memory.",
     ),
     click.option(
-        "--memory", type=click.FloatRange(0, min_open=True), metavar="GIB",
-        help="Memory of each device for its workers [default: 80 % of what is free].",
+        "--memory", type=FiniteRange(0, min_open=True), metavar="GIB",
+        help="Memory of each device for its workers [default: 70 % of what is free].",
     ),
 )  # fmt: skip
 carrying_options = apply(
@@ -173,7 +193,7 @@ carrying_options = apply(
     ),
     click.option(
         "--timeout",
-        type=click.FloatRange(0),
+        type=FiniteRange(0),
         default=60.0,
         show_default=True,
         metavar="MINUTES",

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
+from kdbench.local_path import LocalPath
+
 
 @click.command("merge")
-@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Store the runs are copied to.")
+@click.argument("stores", nargs=-1, required=True, type=LocalPath())
+@click.option("--out", required=True, type=LocalPath(), help="Store the runs are copied to.")
 @click.option("--with-unfinished", is_flag=True, help="Copy unfinished runs, too, with their checkpoints.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be copied.")
 def merge_command(stores: tuple[Path, ...], out: Path, with_unfinished: bool, dry_run: bool) -> None:

@@ -20,6 +20,7 @@ from kdbench.cli.arguments import (
 )
 from kdbench.cli.main import State, Suggesting
 from kdbench.cli.teacher_cache import cache_command
+from kdbench.local_path import LocalPath
 from kdbench.storage.places import Where
 
 _place = apply(teachers_option, data_option, device_option, threads_option)
@@ -79,7 +80,7 @@ def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
 
 
 @teacher_command.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=LocalPath("file"))
 @click.option("--dataset", required=True, help="Dataset it was trained for: a name, npz:PATH or folder:PATH.")
 @click.option("--backbone", help="Backbone it fits [default: the only registered one that does].")
 @click.option("--part", help="Network of a file that holds several: student or teacher.")
@@ -89,7 +90,7 @@ def train_by_name(recipe: Any, place: Any, send: Callable[[Any], None]) -> None:
     help="Input constants: dataset, imagenet, cifar10, cifar100, half, none, six numbers, or auto: the named ones "
     "tried on training images.",
 )  # fmt: skip
-@click.option("--map", "mapping", type=click.Path(path_type=Path), help="YAML file: key in the file -> our key.")
+@click.option("--map", "mapping", type=LocalPath("file"), help="YAML file: key in the file -> our key.")
 @_place
 @click.pass_obj
 def import_(

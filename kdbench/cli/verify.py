@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from kdbench.cli.arguments import WhereType, apply, data_option, teachers_option
 from kdbench.cli.main import State
+from kdbench.local_path import LocalPath
 from kdbench.storage.places import Where
+
+OF_RERUN = ("out", "teachers", "data", "device", "threads")
 
 
 @click.command("verify")
 @click.argument("bundle", type=WhereType(), metavar="BOARD|RUN")
 @apply(
     click.option("--rerun", is_flag=True, help="Train the run in the folder RUN again, and compare."),
-    click.option("--out", type=click.Path(path_type=Path), help="With --rerun: store that keeps the second training."),
+    click.option("--out", type=LocalPath(), help="With --rerun: store that keeps the second training."),
     teachers_option,
     data_option,
     click.option("--device", help="With --rerun: cpu, cuda or cuda:N  [default: that of the run]."),
@@ -41,8 +45,9 @@ def verify_command(
     if rerun:
         _rerun(state, local_copy(bundle), out, teachers, data, device, threads)
         return
-    if out or device or threads:
-        raise click.UsageError("--out, --device and --threads belong to --rerun; add it, or leave them out")
+    said = click.get_current_context().get_parameter_source
+    if given := [name for name in OF_RERUN if said(name) is ParameterSource.COMMANDLINE]:
+        raise click.UsageError(f"--{given[0]} belongs to --rerun; add it, or leave --{given[0]} out")
     from kdbench.errors import ProblemList
     from kdbench.verification import verify
 

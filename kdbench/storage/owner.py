@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ class Owner(Section):
     schema_version: Literal[1] = 1
     host: str
     place: str
-    pid: int = Field(ge=1)
+    pid: int = Field(ge=1, lt=2**31)
     born: int = 0
     job: str = ""
     token: str
@@ -61,13 +62,21 @@ class Owner(Section):
             return True
         except (OSError, OverflowError):
             pass  # somebody else's: it lives
-        return self.born != _born(self.pid)  # another process by now, or one that only waits to be buried
+        born = _born(self.pid)
+        if born < 0:
+            return True  # it only waits to be buried
+        return 0 not in {self.born, born} and self.born != born  # another process by now, if both births can be told
 
 
 @cache
 def here() -> str:
     """Return what the processes have in common that see each other by their pids."""
     return f"{platform.node()}/{_read('/proc/sys/kernel/random/boot_id')}/{namespace()}"
+
+
+def here_hash() -> str:
+    """Return a short name for :func:`here`: nodes may share a folder, and nearly all have the same pid namespace."""
+    return sha256(here().encode()).hexdigest()[:12]
 
 
 def namespace() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from kdbench.errors import ConfigError, StoreError
 from kdbench.storage.places import Url
 from kdbench.storage.shelf import PathShelf, Shelf
+
+_PATTERN = re.compile(r"[*?[]")  # fsspec takes a name with one of these for a pattern where it reads several
 
 
 def shelf_at(url: Url) -> Shelf:
@@ -49,6 +52,8 @@ class UrlShelf:
 
     def at(self, folder: str) -> UrlShelf:
         """See :class:`Shelf`."""
+        if folder == ".":
+            return self  # a key has its dots to the letter
         return UrlShelf(self.files, f"{self.base}/{folder}", f"{self.label}/{folder}")
 
     def names(self) -> list[str]:
@@ -62,7 +67,11 @@ class UrlShelf:
         with self._reaching("listed"), contextlib.suppress(FileNotFoundError):
             found = self.files.find(self.base, detail=True)
             start = len(self.files._strip_protocol(self.base)) + 1
-            return {path[start:]: repr(sorted((key, str(info[key])) for key in info)) for path, info in found.items()}
+            return {
+                path[start:]: repr(sorted((key, str(info[key])) for key in info))
+                for path, info in found.items()
+                if not (path.endswith("/") and info.get("size") == 0)  # so consoles of object stores keep empty folders
+            }
         return {}
 
     def read(self, name: str) -> bytes | None:
@@ -74,15 +83,18 @@ class UrlShelf:
 
     def read_all(self, names: list[str]) -> dict[str, bytes]:
         """See :class:`Shelf`."""
-        if not names:
-            return {}
         paths = {self.files._strip_protocol(f"{self.base}/{name}"): name for name in names}
-        with self._reaching("read"):
-            found = self.files.cat(list(paths), on_error="return")
+        alone = {path: name for path, name in paths.items() if _PATTERN.search(path)}
+        read = {name: data for name in alone.values() if (data := self.read(name)) is not None}
+        if len(alone) == len(paths):
+            return read
+        with self._reaching("read"), contextlib.suppress(FileNotFoundError):
+            found = self.files.cat([path for path in paths if path not in alone], on_error="return")
             for data in found.values():
                 if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
                     raise data
-            return {paths[path]: data for path, data in found.items() if isinstance(data, bytes)}
+            read |= {paths[path]: data for path, data in found.items() if isinstance(data, bytes)}
+        return read
 
     def write(self, name: str, data: bytes) -> None:
         """See :class:`Shelf`."""
@@ -91,12 +103,10 @@ class UrlShelf:
 
     def create(self, name: str, data: bytes) -> bool:
         """See :class:`Shelf`."""
-        try:
-            with self._reaching("written", name):
-                self.files.pipe_file(f"{self.base}/{name}", data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        with self._reaching("written", name), contextlib.suppress(FileExistsError):
+            self.files.pipe_file(f"{self.base}/{name}", data, mode="create")
+            return True
+        return False
 
     def remove(self, name: str) -> None:
         """See :class:`Shelf`."""
@@ -108,10 +118,10 @@ class UrlShelf:
         """Turn whatever a file system raises into one message; each has errors of its own."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError):
-            raise
         except Exception as error:
             path = f"{self.label}/{name}" if name else self.label
+            missing = isinstance(error, FileNotFoundError)  # a key needs no folder, so it is the bucket
+            remedy = "make its bucket, or name another place" if missing else "see that it is there"
             raise StoreError(
-                f"{path}: cannot be {how} ({type(error).__name__}: {error}); see that it is there, and start again"
+                f"{path}: cannot be {how} ({type(error).__name__}: {error}); {remedy}, and start again"
             ) from error

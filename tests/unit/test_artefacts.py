@@ -14,6 +14,8 @@ from kdbench.artefacts import MANIFEST, PREDICTIONS, WEIGHTS, TeacherManifest, T
 from kdbench.errors import ConfigError, KdbenchError, StoreError
 from kdbench.seal import sealed
 from kdbench.spec import DatasetRef
+from kdbench.storage.places import SCRATCH_VARIABLE, Url
+from kdbench.storage.url_shelf import shelf_at
 
 DIGITS = DatasetRef(name="digits", slug="digits", fingerprint="f")
 SUBSET = DIGITS.model_copy(update={"per_class": 5})
@@ -167,6 +169,28 @@ def test_a_damaged_artefact_is_set_aside_whole_and_counts_as_missing(tmp_path: P
     assert kept >= {f"{other}.corrupt" for other in (MANIFEST, WEIGHTS, PREDICTIONS) if other != file}
     assert {path.name for path in folder.iterdir()} == kept
     assert store.set_damaged_aside(DIGITS, name) == ()
+
+
+@pytest.mark.parametrize("file", [MANIFEST, WEIGHTS, PREDICTIONS])
+def test_at_a_url_a_damaged_artefact_is_set_aside_whole_by_a_machine_without_a_copy(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stays there would be replaced by the next training, whose bits on this machine may be others."""
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    made, name = TeacherStore(tmp_path / "made"), "resnet14-crd"
+    manifest, folder, url = put(made, name), made.folder(DIGITS, name), f"memory://{tmp_path.name}/teachers"
+    (folder / MANIFEST).write_text(sealed(manifest))
+    np.savez(folder / PREDICTIONS, predicted=np.arange(100))
+    there, files = shelf_at(Url(url)).at(f"digits/{name}"), {path.name: path.read_bytes() for path in folder.iterdir()}
+    files[file] = files[file][:60]
+    for known, data in files.items():
+        there.write(known, data)
+    there.write(f"{MANIFEST}.corrupt", b"of another machine")
+    aside = TeacherStore(Url(url)).set_damaged_aside(DIGITS, name)
+    expected = {f"{known}.corrupt{2 if known == MANIFEST else ''}": data for known, data in files.items()}
+    assert {path.name for path in aside} == set(expected)
+    assert there.read_all(there.names()) == {**expected, f"{MANIFEST}.corrupt": b"of another machine"}
+    assert aside[-1].name == f"{MANIFEST}.corrupt2"  # after a kill before it, all are looked at again
 
 
 def test_a_flipped_bit_that_no_checksum_of_the_archive_covers_is_found_by_the_manifests(tmp_path: Path) -> None:

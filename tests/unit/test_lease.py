@@ -14,6 +14,7 @@ import pytest
 
 from kdbench.errors import ConfigError
 from kdbench.storage import lease as leases
+from kdbench.storage import owner as owners
 from kdbench.storage.heartbeat import (
     HEARTBEAT,
     INTERVAL_VARIABLE,
@@ -27,7 +28,7 @@ from kdbench.storage.lease import STOP, Lease, LeaseLost, claim, holder_of, is_f
 from kdbench.storage.owner import Owner
 from kdbench.storage.places import Url
 from kdbench.storage.shelf import PathShelf, Shelf
-from kdbench.storage.url_shelf import shelf_at
+from kdbench.storage.url_shelf import UrlShelf, shelf_at
 
 BEAT = 0.05
 _numbers = itertools.count()
@@ -154,6 +155,14 @@ def test_an_owner_elsewhere_that_is_silent_is_succeeded(shelf: Shelf, barred: bo
     assert shelf.names() == []
 
 
+def test_who_is_to_stop_waits_for_no_silence(shelf: Shelf) -> None:
+    elsewhere(shelf)
+    asked = time.monotonic()
+    assert claim(shelf, should_stop=lambda: True) is None
+    assert time.monotonic() - asked < STALE_BEATS * BEAT
+    assert shelf.names() == ["lease-00001.json"]
+
+
 def test_silence_is_counted_from_the_first_look(shelf: Shelf) -> None:
     elsewhere(shelf)
     assert not is_free(shelf, holder_of(shelf), barred=False)
@@ -235,6 +244,16 @@ def test_owners_are_told_apart() -> None:
     assert me.model_copy(update={"pid": 4_000_000}).is_gone
 
 
+def test_where_processes_are_hidden_nobody_counts_as_gone_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with hidepid, which keeps those of other users out of /proc."""
+    me = Owner.me()
+    monkeypatch.setattr(owners, "_read", lambda _path: "")
+    assert not me.is_gone
+    assert me.model_copy(update={"pid": 4_000_000}).is_gone
+    monkeypatch.undo()
+    assert not me.model_copy(update={"born": 0}).is_gone
+
+
 def test_a_process_that_waits_to_be_buried_is_gone() -> None:
     code = "from kdbench.storage.owner import Owner\nprint(Owner.me().model_dump_json(), flush=True)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -249,3 +268,21 @@ def test_a_process_that_waits_to_be_buried_is_gone() -> None:
 def test_the_engines_job(variable: str, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, job)
     assert Owner.me().job == job
+
+
+def test_beats_outlast_a_bucket_that_is_not_there_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, failed = shelf_at(Url(f"memory://leases/{next(_numbers)}")), []
+    assert isinstance(shelf, UrlShelf)
+
+    def bucketless(path: str, _data: bytes) -> None:
+        failed.append(path)
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    lease = claim(shelf)
+    assert lease is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf.files, "pipe_file", bucketless)
+        until(lambda: failed)
+    last = read_heartbeat(shelf)
+    until(lambda: read_heartbeat(shelf) != last)
+    lease.release()

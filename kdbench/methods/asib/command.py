@@ -13,12 +13,13 @@ from kdbench.config.loading import read_yaml, validate
 from kdbench.config.presets import Preset
 from kdbench.config.schema import Anchor
 from kdbench.hooks import hookimpl
+from kdbench.local_path import LocalPath
 from kdbench.methods.asib.layers import resolve
 from kdbench.methods.asib.options import ASIBOptions
 from kdbench.methods.asib.translate import OWN, Translation, translate
 
 VALIDATION = 0.1  # share of train that gates and snapshots are measured on; no file of the original has it
-_FILE = click.Path(dir_okay=False, path_type=Path)
+_FILE = LocalPath("file", dir_okay=False)
 
 
 def preset_of(
