@@ -88,9 +88,9 @@ class Estimator:
         return max(batch * cost.forward_bytes for cost in teacher_costs(self.plan, self.registry)[taught[0].pair])
 
     def _shared(self, specs: Sequence[RunSpec]) -> int:
-        pair, data = specs[0].pair, specs[0].anchor.data
-        images = self.plan.train_sizes[pair] / (1 - data.validation_fraction)
-        pixels = round(images) * math.prod(self.plan.infos[pair].image.dims)
+        pair = specs[0].pair
+        images = self.plan.train_sizes[pair] + self.plan.validation_sizes[pair]
+        pixels = images * math.prod(self.plan.infos[pair].image.dims)
         asked = any(spec.teachers for spec in specs)
         teachers = teacher_costs(self.plan, self.registry)[pair] if asked else ()
         return self.base + pixels + FLOAT * sum(teacher.parameters for teacher in teachers)

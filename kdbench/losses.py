@@ -43,6 +43,16 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     return tau**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
+def warmup_factor(epoch: int, length: float) -> float:
+    """Return the factor of a loss that rises over the first epochs: min((epoch + 1) / length, 1), or 1 without a rise.
+
+    Args:
+        epoch: From 0.
+        length: Epochs of the rise, >= 0.
+    """
+    return min((epoch + 1) / length, 1.0) if length > 0 else 1.0
+
+
 def combine_teachers(
     logits: tuple[Tensor, ...], how: str, *, index: int, weights: tuple[float, ...] | None, tau: float
 ) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdbench.datasets.base import Dataset, DatasetInfo, Source
 from kdbench.datasets.overlap import student_name, teacher_names
+from kdbench.datasets.splits import cut_of
 from kdbench.errors import ConfigError, unknown
 from kdbench.registry import Registry
 from kdbench.spec import DatasetRef
@@ -27,11 +28,27 @@ class Opened:
     info: DatasetInfo
     teachers: tuple[DatasetRef, ...] = ()
 
-    @property
-    def kept(self) -> int:
-        """Number of training images, before a validation split is cut."""
-        per_class = self.reference.per_class
-        return self.info.train_size if per_class is None else per_class * self.info.occurring
+    def sizes(self, validation_fraction: float) -> tuple[int, int]:
+        """Return the numbers of training and of validation images.
+
+        Both are what a run will have if all classes have equally many images, as with ``per_class``; otherwise they are
+        near.
+
+        Raises:
+            ConfigError: If the validation split would leave nothing to train on.
+        """
+        per_class, classes = self.reference.per_class, self.info.occurring
+        whole = self.info.train_size if per_class is None else per_class * classes
+        if whole % classes:
+            return whole - (cut := round(whole * validation_fraction)), cut
+        each = whole // classes
+        if (cut := cut_of(each, validation_fraction)) >= each:
+            raise ConfigError(
+                f"dataset '{self.reference.name}' has {each} training images of each class here, and the protocol's "
+                f"validation split (data.validation_fraction {validation_fraction:g}) takes {cut} of them; "
+                "give more (--per-class)"
+            )
+        return whole - cut * classes, cut * classes
 
 
 def open_for(pair: Pair, name: str, per_class: int | None, registry: Registry, root: Path) -> Opened:

@@ -79,6 +79,7 @@ class Plan:
         skipped: Method and pair combinations that do not fit.
         infos: Shapes of each pair, by pair name.
         train_sizes: Training images per epoch, by pair name.
+        validation_sizes: Images of the validation split, by pair name.
         passes: Passes of each training image through the networks, by pair and row (``RunSpec.row``).
         datasets: What each pair is trained on, by pair name.
     """
@@ -87,6 +88,7 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
     infos: dict[str, PairInfo] = field(default_factory=dict)
     train_sizes: dict[str, int] = field(default_factory=dict)
+    validation_sizes: dict[str, int] = field(default_factory=dict)
     passes: dict[tuple[str, str], Passes] = field(default_factory=dict)
     datasets: dict[str, DatasetInfo] = field(default_factory=dict)
 
@@ -110,19 +112,19 @@ def make_plan(request: Request, registry: Registry) -> Plan:
     if anchor is None:
         problems.raise_if_any()
         raise AssertionError("an anchor that could not be loaded leaves a problem")
-    plan, extras = Plan((), infos={}, train_sizes={}, passes={}, datasets={}), Extras("meta")
+    plan, extras = Plan(()), Extras("meta")
     cells: list[RunSpec | Skipped] = []
     for pair in pairs:
         problems.messages += (misfits := _teacher_misfits(anchor, pair))
-        fitted = _fit(opened[pair.name], pair, registry, problems)
+        fitted = _fit(opened[pair.name], pair, anchor, registry, problems)
         if fitted is None or misfits:
             for method in methods:  # their options are looked through all the same
                 problems.attempt(lambda m=method, p=pair: _settled(m, anchor, p, settings))  # type: ignore[misc]
             continue
-        found_data, kept, plan.infos[pair.name] = fitted
+        found_data, sizes, plan.infos[pair.name] = fitted
         plan.datasets[pair.name] = found_data.info
-        size = plan.train_sizes[pair.name] = round(kept * (1 - anchor.data.validation_fraction))
-        stage = _Stage(pair, plan.infos[pair.name], size, registry, extras, request.devices)
+        plan.train_sizes[pair.name], plan.validation_sizes[pair.name] = sizes
+        stage = _Stage(pair, plan.infos[pair.name], sizes, registry, extras, request.devices)
         for method in methods:
             found = problems.attempt(
                 lambda m=method, d=found_data, s=stage: _cell(request, registry, anchor, m, s, d, settings)  # type: ignore[misc]
@@ -171,13 +173,14 @@ def _opened(request: Request, registry: Registry, pair: Pair) -> Opened:
 
 
 def _fit(
-    opened: Opened | None, pair: Pair, registry: Registry, problems: Problems
-) -> tuple[Opened, int, PairInfo] | None:
-    """Return dataset, number of training images used, and shapes of the pair on it, or None with the problem noted."""
+    opened: Opened | None, pair: Pair, anchor: Anchor, registry: Registry, problems: Problems
+) -> tuple[Opened, tuple[int, int], PairInfo] | None:
+    """Return dataset, numbers of training and validation images, and shapes, or None with the problem noted."""
     if opened is None:
         return None
     shapes = problems.attempt(lambda: pair_info(pair, opened.info, registry))
-    return None if shapes is None else (opened, opened.kept, shapes)
+    sizes = problems.attempt(lambda: opened.sizes(anchor.data.validation_fraction))
+    return None if shapes is None or sizes is None else (opened, sizes, shapes)
 
 
 def pair_info(pair: Pair, data: DatasetInfo, registry: Registry) -> PairInfo:
@@ -307,9 +310,10 @@ class _Stage:
     """Where the methods of one pair are rehearsed."""
 
     def __init__(
-        self, pair: Pair, info: PairInfo, train_size: int, registry: Registry, extras: Extras, devices: int = 1
+        self, pair: Pair, info: PairInfo, sizes: tuple[int, int], registry: Registry, extras: Extras, devices: int = 1
     ) -> None:
-        self.pair, self.info, self.train_size, self.devices = pair, info, train_size, devices
+        self.pair, self.info, self.devices = pair, info, devices
+        self.train_size, self.validation_size = sizes
         self.backbones, self.extras = registry.backbones, extras
 
     def passes(
@@ -324,8 +328,7 @@ class _Stage:
             raise Unsupported(reason)
         info = self.info if method.uses_teacher else replace(self.info, teachers=())
         steps, together = self.train_size // batch, batch_of_pass(method, anchor, batch, self.devices)
-        kept = round(self.train_size / (1 - anchor.data.validation_fraction)) - self.train_size
-        freezing = anchor.freezing.use_partial_freeze
+        freezing, kept = anchor.freezing.use_partial_freeze, self.validation_size
         context = Context(info, self.train_size, anchor.schedule.epochs, steps, together, 0, kept, freezing)
         student, teachers = self.backbones[self.pair.student], self.pair.teachers if method.uses_teacher else ()
         taught_by = tuple(self.backbones[name] for name in teachers)

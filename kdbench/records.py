@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from kdbench.config.schema import ADDED, Section
 from kdbench.errors import StoreError
 from kdbench.files import unreadable
-from kdbench.seal import unsealed
+from kdbench.seal import SEAL, unsealed
 from kdbench.spec import DatasetRef, DeclaredDeviation, PluginRef, VariantName
 
 Status = Literal["ok", "diverged", "infra_failed", "skipped"]
@@ -267,7 +267,8 @@ def parse_json(model: type[M], path: Path) -> M:
 
     Raises:
         Corrupt: If it is truncated, changed or foreign.
-        StoreError: If it cannot be read, or is of a newer schema.
+        StoreError: If it cannot be read, is of a newer schema, or fits its seal and has what only another kdbench
+            knows.
     """
     try:
         data = path.read_bytes()
@@ -288,7 +289,9 @@ def parse_bytes(model: type[M], data: bytes, where: str) -> M:
     try:
         tree = from_json(data.removeprefix(codecs.BOM_UTF8))
         version = tree.get("schema_version", 1) if isinstance(tree, dict) else None
-        if isinstance(version, int) and version > 1:
+        newer = isinstance(version, int) and version > 1
+        # A seal of a newer schema may be another one; but if it is ours with version 1, that digit alone is damaged.
+        if newer and not (SEAL in tree and unsealed({**tree, "schema_version": 1})[1]):
             raise StoreError(f"{where}: {kind} schema {version}, this kdbench reads 1; upgrade kdbench")
         said, fits = unsealed(tree) if isinstance(tree, dict) else (tree, True)
         if not fits:
@@ -296,7 +299,11 @@ def parse_bytes(model: type[M], data: bytes, where: str) -> M:
         return model.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise Corrupt(f"{where}: not a {kind} of kdbench: {key}: {first['msg']}") from error
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if isinstance(tree, dict) and SEAL in tree:  # whole, as somebody wrote it: no damage, and not to be made again
+            raise StoreError(
+                f"{where}: a {kind} of another kdbench, which this one does not know: {problem}; upgrade kdbench"
+            ) from error
+        raise Corrupt(f"{where}: not a {kind} of kdbench: {problem}") from error
     except (ValueError, RecursionError) as error:
         raise Corrupt(f"{where}: not JSON (half-written or foreign): {error}") from error

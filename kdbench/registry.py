@@ -33,7 +33,7 @@ from kdbench.config.presets import Preset, load_preset
 from kdbench.config.recipes import TeacherRecipe, check_names, load_recipe
 from kdbench.datasets.base import Dataset
 from kdbench.engine import Engine
-from kdbench.errors import FAULTS, ConfigError, PluginError, unknown
+from kdbench.errors import FAULTS, ConfigError, PluginError, nearest, unknown
 from kdbench.method import AnyMethod
 from kdbench.spec import PluginRef
 from kdbench.types import Pair
@@ -145,8 +145,10 @@ class Backbones(Table[Backbone]):
             return super().__getitem__(name)
         if name not in self._opened:
             if library not in self.libraries:
-                known = [f"{known}:MODEL" for known in self.libraries]
-                raise ConfigError(unknown("library of backbones", library, known))
+                known = ", ".join(f"{known}:MODEL" for known in self.libraries)
+                raise ConfigError(
+                    f"backbone '{name}': unknown library '{library}'.{nearest(library, self.libraries)} All: {known}"
+                )
             self._opened[name] = self.libraries[library].open(model)
         return self._opened[name]
 

@@ -8,7 +8,7 @@ import click
 
 from kdbench.cli.arguments import apply, carrying_options, runs_options
 from kdbench.cli.main import State
-from kdbench.cli.run import split, train
+from kdbench.cli.run import rehearse, split, train
 
 
 @click.command("ablate")
@@ -47,9 +47,7 @@ def ablate_command(
     for line in described(chosen, made[0].found):
         click.echo(line)
     if dry_run:
-        from kdbench.cli.plan import print_plan
-
-        print_plan(plan, asked, registry, how.workers(asked), measure=measure)
+        rehearse(plan, asked, how, state, measure=measure)
         return
     failed = train(plan, asked, how, state, measure=measure)
     _report(made[0], asked)

@@ -34,14 +34,18 @@ def expect(
         measure: Whether anything may be measured.
         retry_failed: Whether failed runs are to do, too.
     """
+    from kdbench.artefacts import TeacherStore
+    from kdbench.execution.outstanding import outstanding
+    from kdbench.store import RunStore
     from kdbench.training.budget import nominal
     from kdbench.training.environment import set_up
     from kdbench.training.forecast import BUDGET, forecast, measurer, works_of
 
-    todo, recipes = _left(plan, asked, {None, "infra_failed"} if retry_failed else {None})
+    left = outstanding(plan.runs, RunStore(asked.out), TeacherStore(asked.teachers), retry_failed=retry_failed)
+    todo, recipes = left.runs, left.teachers
     if not todo:
         return TimeLeft({}, None)
-    rest = replace(plan, runs=tuple(todo))
+    rest = replace(plan, runs=todo)
     rough = nominal(works_of(rest, recipes, registry), NOMINAL_FLOPS[workers.devices[0].type])
     times = by_run(todo, recipes, rough)
     budget = min(BUDGET, WORTH * sum(run.alone for run in times.values()) / workers.jobs)
@@ -53,22 +57,6 @@ def expect(
     if not found.runs:
         return TimeLeft(times, None)
     return _measured(room.cohorts(todo), recipes, found, workers)
-
-
-def _left(plan: Any, asked: Any, states: set[str | None]) -> tuple[list[Any], list[Any]]:
-    """Return the runs in one of some states, and the recipes of teachers they lack; none if a file is damaged."""
-    from kdbench.artefacts import TeacherStore
-    from kdbench.execution.driver import missing_teachers
-    from kdbench.records import Corrupt
-    from kdbench.store import RunStore
-
-    store = RunStore(asked.out)
-    try:
-        found = {spec.run_id: (record := store.folder(spec.run_id).peek()) and record.status for spec in plan.runs}
-        todo = [spec for spec in plan.runs if found[spec.run_id] in states]
-        return todo, missing_teachers(todo, TeacherStore(asked.teachers))
-    except Corrupt:  # what it held is made again, once the driver has set it aside
-        return [], []
 
 
 def by_run(todo: Sequence[Any], recipes: Sequence[Any], times: Mapping[Any, RunTime]) -> dict[str, RunTime]:

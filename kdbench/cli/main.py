@@ -73,19 +73,32 @@ class _Group(Suggesting):
         ctx.obj = State(ctx.params["without"])  # click looks for the command before it calls the group
         self.commands.clear()  # what an earlier call in this process added
         for implementation in ctx.obj.registry().hook.kdbench_commands.get_hookimpls():
-            try:
-                implementation.function(*[self][: len(implementation.argnames)])
-            except FAULTS as error:
-                name = implementation.plugin_name
-                raise PluginError(
-                    f"plugin '{name}': its commands cannot be added: {type(error).__name__}: {error}. Repair or "
-                    f"uninstall it, or go on without it: kdbench --no-plugin {name} ..."
-                ) from error
+            add_commands(self, implementation)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items() if name not in _HIDDEN])
-        formatter.write_text("Plugins may add commands; kdbench list plugins shows what is loaded.")
+        formatter.write_text("Plugins may add commands; kdbench list plugins names them.")
+
+
+def add_commands(group: click.Group, implementation: Any) -> None:
+    """Let a plugin add its commands to a group.
+
+    Args:
+        group: The group.
+        implementation: What the plugin registered for ``kdbench_commands``.
+
+    Raises:
+        PluginError: If it fails at it, or a name is taken.
+    """
+    try:
+        implementation.function(*[group][: len(implementation.argnames)])
+    except FAULTS as error:
+        name = implementation.plugin_name
+        raise PluginError(
+            f"plugin '{name}': its commands cannot be added: {type(error).__name__}: {error}. Repair or "
+            f"uninstall it, or go on without it: kdbench --no-plugin {name} ..."
+        ) from error
 
 
 class State:

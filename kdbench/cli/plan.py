@@ -30,26 +30,34 @@ def plan_command(state: State, /, measure: bool, **options: Any) -> None:
     print_plan(plan, asked, state.registry(), there, measure=measure)
 
 
-def print_plan(plan: Any, asked: Any, registry: Any, workers: Workers, *, measure: bool) -> None:
-    """Print a plan."""
+def print_plan(
+    plan: Any, asked: Any, registry: Any, workers: Workers, *,
+    measure: bool, retry_failed: bool = False, train_teachers: bool = True,
+) -> None:  # fmt: skip
+    """Print what a command would do.
+
+    Raises:
+        ConfigError: If it would end for lack of a teacher.
+    """
     from tabulate import tabulate
 
     from kdbench.artefacts import TeacherStore
     from kdbench.cli.notes import print_lanes, print_notes
-    from kdbench.execution.driver import missing_teachers
+    from kdbench.execution.outstanding import outstanding, refuse_missing
     from kdbench.memory import estimate, spoken_size
     from kdbench.store import RunStore
     from kdbench.training.forecast import forecast, measurer, said
 
-    store = RunStore(asked.out)
+    left = outstanding(plan.runs, RunStore(asked.out), TeacherStore(asked.teachers), retry_failed=retry_failed)
+    todo, missing = left.runs, left.teachers
+    if not train_teachers:
+        refuse_missing(missing)
     room = room_for(workers, plan, registry)
     here = workers.where != "cluster"
     machine = machine_of(workers)
-    todo = [spec for spec in plan.runs if store.folder(spec.run_id).peek() is None]
-    missing = missing_teachers(todo, TeacherStore(asked.teachers))
     found = forecast(plan, missing, registry, machine, measurer(machine) if measure and todo and here else None)
     headers = ("pair", "dataset", "method", "options", "seeds", "state", "time/run", "memory")
-    click.echo(tabulate(_rows(plan, store, found, registry), headers=headers, disable_numparse=True))
+    click.echo(tabulate(_rows(plan, left.states, found, registry), headers=headers, disable_numparse=True))
     if workers.per_run > 1:
         click.echo(f"each run has {workers.per_run} devices; times and memory are those of one")
     print_notes(plan)
@@ -76,15 +84,13 @@ def _print_cache(plan: Any, asked: Any, device: str, *, used: bool) -> None:
         click.echo(line)
 
 
-def _rows(plan: Any, store: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:
+def _rows(plan: Any, states: Any, found: Any, registry: Any) -> list[tuple[str, ...]]:
     from kdbench.memory import spoken_size
     from kdbench.training.forecast import said
 
     cells: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
     for spec in plan.runs:
-        record = store.folder(spec.run_id).peek()
-        state = record.status if record else "to do"
-        cells.setdefault((spec.pair, spec.dataset.label, spec.row), []).append((spec.seed, state))
+        cells.setdefault((spec.pair, spec.dataset.label, spec.row), []).append((spec.seed, states[spec.run_id]))
     options = {(spec.pair, spec.row): _options(spec, registry) for spec in plan.runs}
     return [
         (pair, dataset, method, options[pair, method], _seeds(seeds), _states(seeds),

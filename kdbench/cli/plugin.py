@@ -30,6 +30,10 @@ def check(state: State, name: str) -> None:
     table = registry.methods
     chosen = [name] if name in table else [m.name for m in table.values() if name in _owners(table.owner(m.name))]
     if not chosen:
+        if any(name in _owners(plugin) for plugin in registry.plugins):
+            raise ConfigError(
+                f"plugin '{name}': brings no method, and the kit checks methods alone; its tests are its own"
+            )
         raise ConfigError(unknown("method", name, [*table]))
     bad = 0
     for method in chosen:

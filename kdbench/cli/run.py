@@ -27,18 +27,13 @@ def run_command(state: State, /, dry_run: bool, measure: bool, **options: Any) -
 
     A finished run is never run again and an interrupted one continues: start the same command again at any time.
     """
-    from kdbench.cli.plan import print_plan
     from kdbench.cli.planning import asked_for, plan_for
 
     how, cells = split(options, state)
     asked = asked_for(state.registry(), **cells, elsewhere=how.elsewhere)
     plan = plan_for(asked, state.registry())
     if dry_run:
-        print_plan(plan, asked, state.registry(), how.workers(asked), measure=measure)
-        if how.elsewhere:
-            from kdbench.cli.needing import print_needs
-
-            print_needs(plan, asked, how, state.registry())
+        rehearse(plan, asked, how, state, measure=measure)
         return
     failed = train(plan, asked, how, state, measure=measure)
     if failed:
@@ -83,6 +78,22 @@ def split(options: dict[str, Any], state: State) -> tuple[How, dict[str, Any]]:
     return How(**how, **chosen), options
 
 
+def rehearse(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> None:
+    """Print what :func:`train` would do.
+
+    Raises:
+        ConfigError: If it would end for lack of a teacher.
+    """
+    from kdbench.cli.needing import print_needs
+    from kdbench.cli.plan import print_plan
+
+    teachers = not how.no_train_teachers
+    workers, again = how.workers(asked), how.retry_failed
+    print_plan(plan, asked, state.registry(), workers, measure=measure, retry_failed=again, train_teachers=teachers)
+    if how.elsewhere:
+        print_needs(plan, asked, how, state.registry())
+
+
 def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bool:
     """Carry out a plan and say what came of it; return whether a run failed for outside reasons."""
     from kdbench.cli.expecting import expect
@@ -92,15 +103,17 @@ def train(plan: Any, asked: Any, how: How, state: State, *, measure: bool) -> bo
     from kdbench.cli.run_one import inline_worker
     from kdbench.execution.driver import Order, carry_out
     from kdbench.execution.seam import Opening
+    from kdbench.store import RunStore
 
     workers = how.workers(asked)
     room = room_for(workers, plan, state.registry())
+    RunStore(asked.out).check_writable()
     _fetch_weights(plan, asked, state)
     settings = _settings(asked, workers, state)
     classes = {name: info.student.classes for name, info in plan.infos.items()}
     order = Order(
-        plan.runs, asked.anchor, classes, settings, room.cohorts, workers.jobs + how.engine.queue,
-        not how.no_train_teachers, how.retry_failed,
+        plan.runs, asked.anchor, classes, settings, room.cohorts, workers.jobs + how.engine.waiting(how.engine_options),
+        not how.no_train_teachers, how.retry_failed, how.elsewhere, state.registry().guests,
     )  # fmt: skip
     print_notes(plan)
     print_lanes(plan, asked, room)

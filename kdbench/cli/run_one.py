@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,8 @@ def run_one_command(
             emit(of_record(record))
         else:
             click.echo(f"{record.run_id}: {record.status} {record.accuracy.last if record.accuracy else record.reason}")
+    if leads():
+        _check_all_begun(run_ids, records)
     if any(record.status != "ok" for record in records):
         raise SystemExit(FAILED)
 
@@ -90,9 +92,19 @@ def inline_worker(settings: Any, send: Callable[[Any], None], state: State) -> C
 
     def work(job: Any) -> None:
         if job.run_ids:
-            for record in run_cohort(job.run_ids, RunStore(settings.store), place()):
+            for record in (records := run_cohort(job.run_ids, RunStore(settings.store), place())):
                 send(of_record(record))
+            _check_all_begun(job.run_ids, records)
         else:
             train_by_name(job.recipe, place(), send)
 
     return work
+
+
+def _check_all_begun(run_ids: Sequence[str], records: Sequence[Any]) -> None:
+    """Raise Interrupted, whose exit code is 75, if some of a worker's runs were cancelled before it began."""
+    from kdbench.training.runs import cancelled
+
+    done = {record.run_id for record in records}
+    if left := [run_id for run_id in run_ids if run_id not in done]:
+        raise cancelled(left)

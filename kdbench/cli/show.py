@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 
 from kdbench.cli.arguments import WhereType
-from kdbench.cli.main import State
+from kdbench.cli.main import State, add_commands
+from kdbench.errors import PluginError
 from kdbench.storage.places import Where
 
 KINDS = (
@@ -95,8 +96,22 @@ class _Lists:
 
     @staticmethod
     def plugins(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
-        rows = [(p.name, p.distribution, p.version, p.ref().file_sha256[:12], p.file) for p in registry.plugins]
-        return ("plugin", "distribution", "version", "sha256", "file"), rows
+        hooked = {found.plugin_name: found for found in registry.hook.kdbench_commands.get_hookimpls()}
+        commands = {name: _commands(implementation) for name, implementation in hooked.items()}
+        rows = [
+            (p.name, p.distribution, p.version, p.ref().file_sha256[:12], commands.get(p.name, ""), p.file)
+            for p in registry.plugins
+        ]
+        return ("plugin", "distribution", "version", "sha256", "commands", "file"), rows
+
+
+def _commands(implementation: Any) -> str:
+    """Return the names of a plugin's commands."""
+    try:
+        add_commands(group := click.Group(), implementation)
+    except PluginError:
+        return "cannot be added"
+    return ", ".join(sorted(group.commands))
 
 
 def _anchor(name: str, registry: Any) -> Any:

@@ -81,10 +81,15 @@ def per_class_subset(split: Split, per_class: int, classes: Sequence[str]) -> Sp
     return take(split, first_of_each(split.labels.numpy(), order, counts))
 
 
+def cut_of(count: int, fraction: float) -> int:
+    """Return how many of the ``count`` images of a class a validation split takes: at least 1, if there are any."""
+    return max(1, round(fraction * count)) if count and fraction else 0
+
+
 def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tuple[Split, Split | None]:
     """Cut a class-balanced validation split off the training images; both keep the original order.
 
-    Of a class with n > 0 images, ``round(fraction * n)`` are cut, at least 1: the first in an :func:`ordering` keyed by
+    Of a class with n > 0 images, :func:`cut_of` are cut: the first in an :func:`ordering` keyed by
     ``numpy_generator(0, "split", "validation")``, so they are the same for every method and seed, and for parts of one
     dataset.
 
@@ -104,7 +109,7 @@ def cut_validation(split: Split, fraction: float, classes: Sequence[str]) -> tup
     if fraction == 0:
         return split, None
     available = class_counts(split, len(classes))
-    counts = [max(1, round(fraction * count)) if count else 0 for count in available]
+    counts = [cut_of(count, fraction) for count in available]
     for name, count, wanted in zip(classes, available, counts, strict=True):
         if 0 < count <= wanted:
             raise ConfigError(

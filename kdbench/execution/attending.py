@@ -63,7 +63,9 @@ def attend(words: Sequence[str], orders: Orders) -> tuple[int, str]:
         children.start([sys.executable, *words[1:]], None)
         if asked:  # while it was being started
             children.cancel()
-        _, exit_code, last_words = children.wait()
+        ended = children.wait()
+        assert ended is not None  # it waits as long as that takes
+        _, exit_code, last_words = ended
     return exit_code, last_words
 
 

@@ -82,14 +82,18 @@ class Children(Generic[T]):
         """What those under way were started for."""
         return [child.purpose for child in self._running]
 
-    def wait(self) -> tuple[T, int, str]:
+    def wait(self, seconds: float | None = None) -> tuple[T, int, str] | None:
         """Wait for the next one to end, passing on events meanwhile.
+
+        Args:
+            seconds: About how long; None = until one ends.
 
         Returns:
             What it was started for, its exit code (negative = the signal that ended it), and the last lines of its
-            standard error.
+            standard error; None if none has ended in this time.
         """
-        while True:
+        until = None if seconds is None else time.monotonic() + seconds
+        while until is None or time.monotonic() < until:
             if self.patience:
                 self._kill_silent()
             try:
@@ -104,6 +108,7 @@ class Children(Generic[T]):
             if item.silent:
                 words += f"\nit showed no progress for {self.patience / 60:g} minutes (--timeout)"
             return item.purpose, item.process.wait(), words
+        return None
 
     def cancel(self) -> None:
         """Ask all to save and stop; :meth:`wait` then returns them. Asked again, they stop at once."""

@@ -13,25 +13,31 @@ from dataclasses import dataclass
 import torch
 
 from kdbench.artefacts import TeacherStore
-from kdbench.errors import ConfigError, KdbenchError, RunError
+from kdbench.errors import KdbenchError, PluginError, RunError, StoreError
 from kdbench.execution.grouping import Cohort
 from kdbench.execution.held import left, parts, wait_for_others
 from kdbench.execution.jobs import STOPPED, Ended, Job, Settings, runs_job, teacher_job
+from kdbench.execution.outstanding import missing_teachers, refuse_missing
 from kdbench.execution.seam import Executor
 from kdbench.records import Record
-from kdbench.spec import RunSpec
-from kdbench.store import RunStore
+from kdbench.spec import PluginRef, RunSpec
+from kdbench.store import RunBusy, RunStore
 from kdbench.training.environment import Machine
 from kdbench.training.runs import forget_failure, record_dead, tidy
-from kdbench.training.teachers import Recipe, recipes_of
+from kdbench.training.teachers import Recipe
+from kdbench.training.team.exchange import PeerLost
 from kdbench.training.team.members import Team
 
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # of a job whose worker died without a word; runs continue from their checkpoints
 MAX_STOPS = 20  # of a job whose worker was told to stop and had saved: on machines with other users, that is no fault
-SHARED = {3, 73}  # a plugin's fault on loading, a full disk: the other jobs would meet it, too
+FULL = StoreError.exit_code  # what cannot be written or read: a disk of this machine, or of one of many
+SHARED = {PluginError.exit_code, FULL}  # the other jobs would meet it, too
 SPOKEN = {*SHARED, 2, 4}  # exit codes of a worker that said what is wrong
+LOST = PeerLost.exit_code  # one of several devices: the fault may be of a machine or the network
+SIGNALLED = 128  # exit codes from here on are what shells and containers make of a signal
+HELD_SECONDS = 10.0  # how often runs are looked at that another command holds, while jobs are under way here
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Order:
         jobs: Jobs that the engine has at a time; those that wait in a queue of its own count, too.
         train_teachers: Whether missing teachers are trained.
         retry_failed: Whether runs that failed for outside reasons are tried again.
+        elsewhere: Whether the workers are on several machines, each with a disk of its own.
+        plugins: Every plugin that is loaded, for the records of runs whose workers died.
     """
 
     specs: tuple[RunSpec, ...]
@@ -89,6 +97,8 @@ class Order:
     jobs: int = 1
     train_teachers: bool = True
     retry_failed: bool = False
+    elsewhere: bool = False
+    plugins: tuple[PluginRef, ...] = ()
 
 
 def carry_out(order: Order, engine: Executor) -> list[Record]:
@@ -112,48 +122,32 @@ def carry_out(order: Order, engine: Executor) -> list[Record]:
         store.renew(todo)
         for spec in todo:
             store.folder(spec.run_id).uncancel()
-        _set_damaged_aside(todo, TeacherStore(order.settings.teachers))
-        missing = missing_teachers(todo, TeacherStore(order.settings.teachers))
-        if missing and not order.train_teachers:
-            names = ", ".join(f"{recipe.name} for {recipe.dataset.label}" for recipe in missing)
-            raise ConfigError(
-                f"teachers missing: {names}; leave out --no-train-teachers, or make them with kdbench teacher train"
-            )
+        missing = missing_teachers(todo, teachers := TeacherStore(order.settings.teachers))
+        _set_damaged_aside(missing, teachers)
+        if not order.train_teachers:
+            refuse_missing(missing)
         _run_all([teacher_job(recipe, order.anchor) for recipe in missing], order, engine)
         cohorts = [[spec.run_id for spec in cohort] for cohort in order.cohorts(todo)]
         _run_all([runs_job(run_ids, order.settings.store) for run_ids in cohorts], order, engine)
-    records = [store.folder(spec.run_id).record() for spec in order.specs]
-    if cancelled := [spec.run_id for spec in todo if store.folder(spec.run_id).cancelled]:
+    records = {spec.run_id: store.folder(spec.run_id).result() for spec in order.specs}
+    undone = [run_id for run_id, record in records.items() if record is None]
+    if cancelled := [run_id for run_id in undone if store.folder(run_id).cancelled]:
         raise Cancelled(f"cancelled: {', '.join(cancelled)}; they were saved, and the same command goes on with them")
-    for spec, record in zip(order.specs, records, strict=True):
-        if record is None:
-            raise RunError(f"run {spec.run_id}: its worker ended without a record; start the same command again")
-    return [record for record in records if record is not None]
+    if undone:
+        raise RunError(f"run {undone[0]}: its worker ended without a record; start the same command again")
+    return [record for record in records.values() if record is not None]
 
 
-def missing_teachers(specs: Sequence[RunSpec], store: TeacherStore) -> list[Recipe]:
-    """Return the recipes of teachers that runs need and the store lacks.
-
-    Raises:
-        ConfigError: If the store has an artefact of that name from another recipe.
-    """
-    recipes = recipes_of(specs)
-    for recipe in recipes:
-        if store.exists(recipe.dataset, recipe.name):
-            store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)
-    return [recipe for recipe in recipes if not store.exists(recipe.dataset, recipe.name)]
-
-
-def _set_damaged_aside(specs: Sequence[RunSpec], store: TeacherStore) -> None:
-    """Let damaged teachers count as missing: their recipes make them again, to the same bits."""
-    for recipe in recipes_of(specs):
+def _set_damaged_aside(missing: Sequence[Recipe], store: TeacherStore) -> None:
+    """Make room for the teachers that are there, but damaged: their recipes make them again, to the same bits."""
+    for recipe in missing:
         if aside := store.set_damaged_aside(recipe.dataset, recipe.name):
             names = ", ".join(path.name for path in aside)
             _log.warning("teacher '%s': damaged; set aside in %s: %s", recipe.name, aside[0].parent, names)
 
 
 def _unfinished(specs: Sequence[RunSpec], store: RunStore) -> list[RunSpec]:
-    return [spec for spec in specs if store.folder(spec.run_id).record() is None]
+    return [spec for spec in specs if store.folder(spec.run_id).result() is None]
 
 
 def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
@@ -167,16 +161,19 @@ def _run_all(jobs: Sequence[Job], order: Order, engine: Executor) -> None:
             if not engine.running:
                 wait_for_others([job for job, _ in waiting], order.settings)
                 continue
-            ended = engine.wait()
+            ended = engine.wait(HELD_SECONDS if waiting and engine.running < order.jobs else None)
+            if ended is None:
+                continue
             tries = attempts[ended.job.arguments]
-            if again := _again(ended, tries, order.settings):
+            if again := _again(ended, tries, order):
                 if not waiting:  # or a fleet would stand still for each of its workers that stopped
                     time.sleep(tries.pause)
                 waiting.extend((job, tries.after(ended.exit_code)) for job in again)
             elif not _done(ended.job, order.settings):
                 problem = _problem(ended, tries.attempt)
                 if ended.exit_code not in SPOKEN | {STOPPED} and len(ended.job.run_ids) == 1:
-                    _record_dead(ended.job, str(problem), order)
+                    if not _record_dead(ended.job, str(problem), order):
+                        waiting.append((ended.job, tries))
                     continue
                 problems.append(problem)
                 if problems[-1].exit_code in SHARED:
@@ -223,26 +220,42 @@ def _done(job: Job, settings: Settings) -> bool:
     return not left(job, settings)
 
 
-def _again(ended: Ended, tries: Tries, settings: Settings) -> list[Job]:
+def _again(ended: Ended, tries: Tries, order: Order) -> list[Job]:
     """Return the jobs to start after one that did not do its work, none if that would not help.
 
-    A worker that was stopped, killed, or met another one at the same run may do better next time. One that died may
-    have been brought down by one of its runs: each goes on in a worker of its own.
+    A worker that was stopped, killed, or met another one at the same run may do better next time; of many machines one
+    may be full while the others are not. A worker that died may have been brought down by one of its runs, so each goes
+    on in a worker of its own; so do runs that it complained of by name, and the others without them.
     """
-    if _done(ended.job, settings) or tries.spent(ended.exit_code) or ended.exit_code in SPOKEN:
+    code, settings = ended.exit_code, order.settings
+    outside = code < 0 or code >= SIGNALLED or code in {STOPPED, LOST} or (order.elsewhere and code == FULL)
+    if _done(ended.job, settings) or tries.spent(code) or (code in SHARED and not outside):
         return []
-    if ended.exit_code != STOPPED and len(undone := left(ended.job, settings)) > 1:
-        return [runs_job([run_id], settings.store) for run_id in undone]
-    return [ended.job] if ended.exit_code < 0 or ended.exit_code == STOPPED else []
+    undone = left(ended.job, settings)
+    if len(undone) > 1 and code not in {STOPPED, FULL}:
+        apart = [run_id for run_id in undone if code not in SPOKEN or run_id in ended.error]
+        together = [run_id for run_id in undone if run_id not in apart]
+        if apart:
+            return [runs_job(run_ids, settings.store) for run_ids in (together, *([one] for one in apart)) if run_ids]
+    return [ended.job] if outside else []
 
 
-def _record_dead(job: Job, reason: str, order: Order) -> None:
-    """Write the record of a run that brought down its worker: it has failed, and the board must show it."""
+def _record_dead(job: Job, reason: str, order: Order) -> bool:
+    """Write the record of a run that brought down its worker: it has failed, and the board must show it.
+
+    Returns:
+        Whether it could be written; not while a process is at the run after all, such as a worker that lost its engine.
+    """
     folder = RunStore(order.settings.store).folder(job.run_ids[0])
     spec = folder.spec()
     device = torch.device(order.settings.devices[0].partition(",")[0])
     machine = Machine(device, order.settings.threads, Team(size=order.settings.devices_per_run))
-    record_dead(folder, order.classes[spec.pair], machine.describe(spec.anchor.step.precision), reason)
+    environment = machine.describe(spec.anchor.step.precision)
+    try:
+        record_dead(folder, order.classes[spec.pair], environment, reason, order.plugins)
+    except RunBusy:
+        return False
+    return True
 
 
 def _problem(ended: Ended, attempt: int) -> KdbenchError:

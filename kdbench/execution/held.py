@@ -17,7 +17,7 @@ LOOK_AGAIN_SECONDS = 2.0
 def left(job: Job, settings: Settings) -> list[str]:
     """Return the runs of a job that have no record and are still wanted."""
     folders = {run_id: RunStore(settings.store).folder(run_id) for run_id in job.run_ids}
-    return [run_id for run_id, folder in folders.items() if folder.record() is None and not folder.cancelled]
+    return [run_id for run_id, folder in folders.items() if folder.result() is None and not folder.cancelled]
 
 
 def parts(job: Job, settings: Settings) -> tuple[Job | None, Job | None]:

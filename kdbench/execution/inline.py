@@ -38,8 +38,10 @@ class InlineExecutor:
         """Number of queued jobs."""
         return len(self._waiting)
 
-    def wait(self) -> Ended:
-        """Run the next job; one that was stopped, or that another process is at, ends as it would in a worker.
+    def wait(self, seconds: float | None = None) -> Ended:  # noqa: ARG002 (its own process cannot do both)
+        """Run the next job, however long it takes.
+
+        One that was stopped, or that another process is at, ends as it would in a worker.
 
         Raises:
             PluginError: If a plugin ends the process, which would look like success.

@@ -44,9 +44,11 @@ class LocalExecutor:
         """Number of jobs under way."""
         return len(self._workers.running)
 
-    def wait(self) -> Ended:
+    def wait(self, seconds: float | None = None) -> Ended | None:
         """Wait for the next job to end, passing on events meanwhile."""
-        (job, _), exit_code, words = self._workers.wait()
+        if (ended := self._workers.wait(seconds)) is None:
+            return None
+        (job, _), exit_code, words = ended
         return Ended(job, exit_code, words)
 
     def cancel(self) -> None:

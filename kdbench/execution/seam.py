@@ -34,8 +34,15 @@ class Executor(Protocol):
         """Number of jobs under way, those that are queued included."""
         ...
 
-    def wait(self) -> Ended:
-        """Wait for the next job to end, passing on events meanwhile."""
+    def wait(self, seconds: float | None = None) -> Ended | None:
+        """Wait for the next job to end, passing on events meanwhile.
+
+        Args:
+            seconds: About how long; None = until one ends.
+
+        Returns:
+            How it ended; None if none has in this time.
+        """
         ...
 
     def cancel(self) -> None:

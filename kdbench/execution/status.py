@@ -109,12 +109,13 @@ def time_left(runs: Sequence[Standing], now: datetime | None = None) -> float | 
     if not any(beat.progress.done for beat in running.values()):
         return None
     began = min(datetime.fromisoformat(beat.started_at) for beat in running.values())
-    ended = [run for run in runs if run.record and datetime.fromisoformat(run.record.ended_at) > began]
+    times = {run.spec.run_id: found for run in runs if (found := _last_attempt(run)) is not None}
+    ended = [run for run in runs if run.spec.run_id in times and times[run.spec.run_id][1] > began]
     open_ = [run for run in runs if run.state in UNFINISHED]
     moments = iter([began.timestamp()])
     left = TimeLeft(_expected([*ended, *open_], runs), None, clock=lambda: next(moments, now.timestamp()))
     for run in ended:
-        _reached(left, run.spec.run_id, _done_before(run, began), 1.0)
+        _reached(left, run.spec.run_id, _done_before(times[run.spec.run_id], began), 1.0)
     for run_id, beat in running.items():
         _reached(left, run_id, beat.share_at_start or 0.0, beat.progress.done)
     return left.seconds
@@ -126,11 +127,21 @@ def _reached(left: TimeLeft, run_id: str, before: float, done: float) -> None:
         left.reached(run_id, _WHOLE, int(whole), _PARTS, within)
 
 
-def _done_before(run: Standing, began: datetime) -> float:
-    """Return the share of a finished run's last attempt that was over before a moment."""
-    assert run.record is not None
+def _last_attempt(run: Standing) -> tuple[datetime, datetime] | None:
+    """Return when the last attempt of a finished run began and ended; None of others, or where no times are written."""
+    if run.record is None:
+        return None
     start = run.record.attempts[-1].started_at if run.record.attempts else run.record.started_at
-    first, last = datetime.fromisoformat(start), datetime.fromisoformat(run.record.ended_at)
+    try:
+        first, last = datetime.fromisoformat(start), datetime.fromisoformat(run.record.ended_at)
+    except ValueError:
+        return None
+    return None if first.tzinfo is None or last.tzinfo is None else (first, last)
+
+
+def _done_before(attempt: tuple[datetime, datetime], began: datetime) -> float:
+    """Return the share of an attempt that was over before a moment."""
+    first, last = attempt
     return max(0.0, (began - first).total_seconds()) / max(1e-9, (last - first).total_seconds())
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdbench.hooks import hookimpl
-from kdbench.losses import wide
+from kdbench.losses import warmup_factor, wide
 from kdbench.method import AnyMethod, Batch, Losses, Method, Options
 from kdbench.types import LossWeights, Pair, Source, Term
 
@@ -109,11 +109,6 @@ def dkd_loss(student: Tensor, teacher: Tensor, labels: Tensor, *, alpha: float, 
     """Return alpha * TCKD + beta * NCKD in nats; arguments as in :func:`dkd_parts`."""
     tckd, nckd = dkd_parts(student, teacher, labels, tau)
     return alpha * tckd + beta * nckd
-
-
-def warmup_factor(epoch: int, length: float) -> float:
-    """Return the ramp of the DKD term in 0-based ``epoch``: min((epoch + 1) / length, 1), or 1 without a ramp."""
-    return min((epoch + 1) / length, 1.0) if length > 0 else 1.0
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import Unsupported
 from kdbench.hooks import hookimpl
-from kdbench.losses import wide
+from kdbench.losses import warmup_factor, wide
 from kdbench.maps import pool_to, taps_behind_stem, unpaired
 from kdbench.method import AnyMethod, Batch, Losses, Method, Options, TapRequest
 from kdbench.types import Context, Features, LossWeights, NetworkInfo, Pair, PairInfo, Source, StageShape, Taps, Term
@@ -196,11 +196,6 @@ def hcl_stage(student: Tensor, teacher: Tensor) -> Tensor:
         loss = loss + weight * pool_to(difference, side).square().mean()
         total += weight
     return loss / total
-
-
-def warmup_factor(epoch: int, length: float) -> float:
-    """Return the ramp of the loss in 0-based ``epoch``: min((epoch + 1) / length, 1), or 1 without a ramp."""
-    return min((epoch + 1) / length, 1.0) if length > 0 else 1.0
 
 
 @hookimpl

@@ -1,7 +1,8 @@
 """Statistics of the leaderboards: pure functions of numbers, two-sided throughout, none knows a record.
 
-One file per question. Section numbers in ``Source`` are those of the project's statistics specification;
-``docs/statistics.md`` says which function answers what. scipy is imported on first use.
+One file per question, for boards and for analyses of one's own. ``docs/statistics.md`` says which function answers
+what on a board. Section numbers in ``Source`` are those of the specification the project was built from, which is not
+part of it; that document has the same rules in words. scipy is imported on first use.
 """
 
 from kdbench.stats.answers import Arm, Bits, crossed_error_of_arms, crossed_error_of_bits

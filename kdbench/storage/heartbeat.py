@@ -7,7 +7,7 @@ import os
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kdbench.config.schema import Section
 from kdbench.errors import ConfigError
@@ -20,7 +20,16 @@ INTERVAL_VARIABLE = "KDBENCH_HEARTBEAT"  # seconds between two beats, instead of
 INTERVAL = 5.0
 STALE_BEATS = 12  # beats that may fail to come before a run counts as abandoned
 
+
+def _moment(text: str) -> str:
+    """Return a time as it is written; raises ValueError unless it is one, with its time zone."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without a time zone")
+    return text
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class Reached(Section):
@@ -60,9 +69,9 @@ class Heartbeat(Section):
     lease: int
     owner: Owner
     attempt: int = 0
-    started_at: str
-    beaten_at: str
-    moved_at: str
+    started_at: Moment
+    beaten_at: Moment
+    moved_at: Moment
     interval: float = Field(gt=0, allow_inf_nan=False)
     progress: Reached = Reached()
     share_at_start: Share | None = None

@@ -127,7 +127,6 @@ def _recipe(recipe: Recipe, plan: Plan, registry: Registry) -> Work:
 def _work(
     spec: RunSpec, info: PairInfo, passes: Passes, plan: Plan, registry: Registry, pair: str, method: type
 ) -> Work:
-    train = plan.train_sizes[pair]
-    whole = round(train / (1 - spec.anchor.data.validation_fraction))
+    train, validation = plan.train_sizes[pair], plan.validation_sizes[pair]
     networks = tuple(registry.backbones[name] for name in (spec.student, *spec.teachers))
-    return Work(spec, method, info, networks, plan.datasets[pair], train, whole - train, passes)
+    return Work(spec, method, info, networks, plan.datasets[pair], train, validation, passes)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def planned(registry: Registry, pair: str, folder: Path, methods: Sequence[str],
         plans.append(make_plan(request, registry))
     runs = tuple(spec for plan in plans for spec in plan.runs)
     passes = {key: value for plan in plans for key, value in plan.passes.items()}
-    return Plan(runs, (), plans[0].infos, plans[0].train_sizes, passes)
+    return replace(plans[0], runs=runs, skipped=(), passes=passes)
 
 
 def cohort_of(registry: Registry, pair: str, folder: Path, lanes: int) -> tuple[Plan, tuple[RunSpec, ...]]:

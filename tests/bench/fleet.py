@@ -125,10 +125,13 @@ class Fleet:
         """Number of jobs under way."""
         return len(self._under_way)
 
-    def wait(self) -> Ended:
-        """Pass the time until the next job ends."""
-        at, _, seconds, fate, job = heapq.heappop(self._under_way)
-        self.clock.now, self.busy = max(self.clock.now, at), self.busy + seconds
+    def wait(self, seconds: float | None = None) -> Ended | None:
+        """Pass the time until the next job ends, or for so long."""
+        if seconds is not None and self._under_way[0][0] > self.clock.now + seconds:
+            self.clock.now += seconds
+            return None
+        at, _, took, fate, job = heapq.heappop(self._under_way)
+        self.clock.now, self.busy = max(self.clock.now, at), self.busy + took
         if fate == "done":
             for run_id in job.run_ids:
                 self._finish(run_id)

@@ -22,10 +22,10 @@ from report_lines import Sheet
 from kdbench.artefacts import TeacherStore
 from kdbench.cli.main import State
 from kdbench.cli.run_one import inline_worker
-from kdbench.execution.driver import missing_teachers
 from kdbench.execution.inline import InlineExecutor
 from kdbench.execution.jobs import DONE, FAILED, Job, Settings, runs_job, teacher_job
 from kdbench.execution.local import LocalExecutor
+from kdbench.execution.outstanding import missing_teachers
 from kdbench.execution.walltime import start_seconds
 from kdbench.plan import Request, make_plan
 from kdbench.spec import RunSpec
@@ -96,6 +96,7 @@ class Bench:
         engine.submit(job)
         ended = engine.wait()
         took = time.perf_counter() - started
+        assert ended is not None
         if ended.exit_code not in {DONE, FAILED}:
             raise SystemExit(f"{job.name}: {ended.error}")
         return took

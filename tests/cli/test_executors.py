@@ -51,8 +51,11 @@ class PoolExecutor:
     def running(self) -> int:
         return len(self.jobs)
 
-    def wait(self) -> Ended:
-        done = wait(self.jobs, return_when=FIRST_COMPLETED).done.pop()
+    def wait(self, seconds: float | None = None) -> Ended | None:
+        ended = wait(self.jobs, seconds, FIRST_COMPLETED).done
+        if not ended:
+            return None
+        done = ended.pop()
         job, result = self.jobs.pop(done), done.result()
         for line in result.stdout.splitlines():
             if event := Event.from_line(line):

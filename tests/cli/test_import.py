@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +256,20 @@ def test_wrong_words(
 ) -> None:
     torch.save(toy[1], "net.pt")
     assert message in refused(*words)
+
+
+def test_what_a_killed_import_left_is_swept(toy: tuple[Path, State], import_: Callable[..., Outcome]) -> None:
+    torch.save(toy[1], "net.pth")
+    assert import_("net.pth").code == 0
+    (path,) = Path("teachers").rglob("teacher.json")
+    path.unlink()  # the last file an import writes
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    left = path.with_name(f".tmp-{done.pid}-1-weights.safetensors")
+    theirs = path.with_name(f".tmp-{os.getpid()}-1-weights.safetensors")  # somebody is at it
+    left.touch()
+    theirs.touch()
+    assert import_("net.pth").code == 0
+    assert path.exists()
+    assert not left.exists()
+    assert theirs.exists()

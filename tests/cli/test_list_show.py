@@ -31,7 +31,8 @@ def test_list_has_one_row_for_each_name(kind: str, registry: Registry) -> None:
 def test_list_plugins_says_where_they_come_from(registry: Registry) -> None:
     rows = [row.split() for row in kdbench("list", "plugins").out.splitlines()[2:]]
     assert [row[0] for row in rows] == [plugin.name for plugin in registry.plugins]
-    assert [row[4] for row in rows] == [plugin.file for plugin in registry.plugins]
+    assert [row[-1] for row in rows] == [plugin.file for plugin in registry.plugins]
+    assert {row[0]: row[4] for row in rows}["kdbench.methods.asib"] == "asib-config"
 
 
 def test_list_teachers_without_any() -> None:

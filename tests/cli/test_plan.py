@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from commandline import failure, installed, kdbench, write_plugin
+from commandline import Place, failure, installed, kdbench, snapshot, write_plugin
 
+from kdbench.seal import unsealed
 from kdbench.training.runtime import PhaseTime, RunTime
 from kdbench.training.work import Work
 
@@ -69,7 +72,7 @@ def test_plan_shows_cells_missing_teachers_time_and_memory(asked: list[tuple[str
     assert lines[5].startswith("4 runs, 4 to do: 1,440 student images, ")
     assert lines[5].endswith(" PFLOP of training, at most 1.5 GiB per run")
     assert lines[6] == (
-        "lanes: up to 2 runs per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"
+        "lanes: up to 2 runs per worker, estimated 1.5 GiB of a budget of 7.0 GiB (70 % of what is free)"
     )
     # A worker for the teacher; one for each seed, whose two runs share 3 minutes of batches and teacher passes.
     times = "45 min = 11 min for missing teachers + 34 min for runs"
@@ -154,12 +157,12 @@ LANES = ("plan", "--method", "student,vanilla_kd,dkd", *SMOKE, "--seeds", 1, "--
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"),
-        (("--lanes", "auto", "--jobs", 2), "up to 2 runs per worker, estimated 1.5 GiB of a budget of 4.0 GiB (80 % of "
+        ((), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 7.0 GiB (70 % of what is free)"),
+        (("--lanes", "auto", "--jobs", 2), "up to 2 runs per worker, estimated 1.5 GiB of a budget of 3.5 GiB (70 % of "
                                            "what is free / 2 workers)"),
-        (("--lanes", 1), "up to 1 run per worker, estimated 1.5 GiB of a budget of 8.0 GiB (80 % of what is free)"),
+        (("--lanes", 1), "up to 1 run per worker, estimated 1.5 GiB of a budget of 7.0 GiB (70 % of what is free)"),
         (("--memory", 3), "up to 3 runs per worker, estimated 1.5 GiB of a budget of 3.0 GiB (--memory 3)"),
-        (("--jobs", 8), "up to 1 run per worker, estimated 1.5 GiB of a budget of 1.0 GiB (80 % of what is free / 8 "
+        (("--jobs", 8), "up to 1 run per worker, estimated 1.5 GiB of a budget of 896 MiB (70 % of what is free / 8 "
                         "workers); more than the budget: use fewer --jobs, or fewer --lanes"),
     ],
 )  # fmt: skip
@@ -194,6 +197,45 @@ def test_dry_run_is_plan_and_writes_nothing() -> None:
     assert dry == kdbench("plan", *words)
     assert "alpha=1, beta=3.5, warmup=0.0833333" in dry.out
     assert list(Path().iterdir()) == []
+
+
+def test_dry_run_says_what_the_command_would_do_with_failed_and_damaged_runs(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.runs, place.runs)
+    shutil.copytree(finished.teachers, place.teachers)
+    record = place.folder("student") / "record.json"
+    tree, _ = unsealed(json.loads(record.read_text(encoding="utf-8")))
+    record.write_text(json.dumps({**tree, "status": "infra_failed", "accuracy": None}), encoding="utf-8")
+    (place.folder("student", 1) / "record.json").write_text("{", encoding="utf-8")
+    before = snapshot(tmp_path)
+    words = ("run", *place.cells("student", 2), "--dry-run", "--no-measure")
+    assert "1 infra_failed, 1 to do, its record is damaged" in kdbench(*words).out
+    again = kdbench(*words, "--retry-failed").out
+    assert "1 to do again, 1 to do, its record is damaged" in again
+    assert "2 runs, 2 to do: " in again
+    assert snapshot(tmp_path) == before
+
+
+def test_a_damaged_teacher_is_a_missing_one(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.teachers, place.teachers)
+    (weights,) = place.teachers.rglob("weights.safetensors")
+    words = ("run", *place.cells("vanilla_kd", 1), "--dry-run", "--no-measure")
+    assert "teacher missing" not in kdbench(*words, "--no-train-teachers").out
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "teacher missing: resnet14_w8-proto-v3-seed0 for digits-20pc (trained first)" in kdbench(*words).out
+    said = failure(*words, "--no-train-teachers")
+    assert said.startswith(
+        "teachers missing: resnet14_w8-proto-v3-seed0 for digits-20pc; leave out --no-train-teachers"
+    )
+
+
+def test_a_list_may_come_in_pieces() -> None:
+    words = ("--anchor", "fair_baseline_smoke", "--per-class", 20, "--no-measure")
+    pieces = ("--method", "student", "--method", "dkd", "--pair", "tiny", "--seed-list", 3, "--seed-list", 5)
+    assert kdbench("plan", *pieces, *words) == kdbench(
+        "plan", "--method", "student,dkd", "--pair", "tiny", "--seed-list", "3,5", *words
+    )
 
 
 def test_default_is_five_seeds() -> None:

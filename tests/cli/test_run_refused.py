@@ -33,7 +33,13 @@ def edit_manifest(place: Place, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("below", ["file", "file/runs"])
-def test_an_unwritable_out_is_refused_before_any_work(finished: Place, tmp_path: Path, below: str) -> None:
+def test_an_unwritable_out_is_refused_before_any_work(
+    finished: Place, tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **_options: object) -> None:
+        raise AssertionError("nothing is measured for runs that cannot be written")
+
+    monkeypatch.setattr("kdbench.cli.expecting.expect", measured)
     (tmp_path / "file").write_text("keep me", encoding="utf-8")
     before = snapshot(finished.root)
     words = finished.cells(METHODS, 1)

@@ -153,6 +153,39 @@ def test_epochs_name_the_first_difference(place: Place) -> None:
     assert problem.startswith(f"{path}: differs from phase main, epoch {epoch} on: learning_rate 5.0 then, ")
 
 
+def test_a_second_training_that_fails_is_no_difference(
+    place: Place, again: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(run_ids: list[str], store: Any, _place: object) -> None:
+        for run_id in run_ids:
+            shutil.copytree(again.runs / run_id, store.root / run_id, dirs_exist_ok=True)
+            (store.root / run_id / "student.safetensors").unlink()
+            change(
+                store.root / run_id / "record.json",
+                lambda tree: tree.update(status="infra_failed", reason="out of memory", accuracy=None),
+            )
+
+    monkeypatch.setattr("kdbench.verification.rerun.run_cohort", failed)
+    message = failure("verify", place.folder("dkd"), "--rerun", "--teachers", place.teachers, code=4)
+    assert message == (
+        f"{place.folder('dkd')}: cannot be compared, as the second training failed: out of memory; this says nothing "
+        "of the run's result: mend the cause, and verify again"
+    )
+
+
+def test_weights_that_only_the_first_training_left(place: Place, again: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(run_ids: list[str], store: Any, _place: object) -> None:
+        for run_id in run_ids:
+            shutil.copytree(again.runs / run_id, store.root / run_id, dirs_exist_ok=True)
+            (store.root / run_id / "student.safetensors").unlink()
+
+    monkeypatch.setattr("kdbench.verification.rerun.run_cohort", without)
+    outcome = verify(place, "dkd")
+    assert outcome.code == 4
+    weights = place.folder("dkd") / "student.safetensors"
+    assert outcome.problems == [f"{weights}: there, and the second training left none"]
+
+
 @pytest.mark.usefixtures("remade")
 def test_a_published_run_has_no_weights(place: Place) -> None:
     (place.folder("dkd") / "student.safetensors").unlink()
@@ -182,4 +215,8 @@ def test_what_cannot_be_repeated(place: Place, again: Place) -> None:
 
 
 def test_options_of_a_rerun_belong_to_it(finished: Place) -> None:
-    assert "belong to --rerun" in failure("verify", finished.runs, "--threads", 1)
+    assert (
+        failure("verify", finished.runs, "--threads", 1)
+        == "--threads belongs to --rerun; add it, or leave --threads out"
+    )
+    assert failure("verify", finished.runs, "--data", "data").startswith("--data belongs to --rerun;")

@@ -19,7 +19,7 @@ from kdbench.plan import Request, make_plan
 from kdbench.records import Record
 from kdbench.registry import load
 from kdbench.seal import unsealed
-from kdbench.spec import RunSpec
+from kdbench.spec import PluginRef, RunSpec
 from kdbench.store import RECORD, RunStore
 from kdbench.training.teachers import recipes_of, training_folder
 
@@ -34,6 +34,7 @@ class Scripted:
         self.started: list[tuple[str, ...]] = []
         self.most = 0
         self.cancelled = False
+        self.looks: list[Callable[[], None]] = []  # what happens while the driver waits for a while only
         self._waiting: list[Job] = []
 
     def submit(self, job: Job) -> None:
@@ -48,7 +49,10 @@ class Scripted:
     def running(self) -> int:
         return len(self._waiting)
 
-    def wait(self) -> Ended:
+    def wait(self, seconds: float | None = None) -> Ended | None:
+        if seconds is not None and self.looks:
+            self.looks.pop(0)()
+            return None
         job = self._waiting.pop(0)
         if self.cancelled:
             return Ended(job, 75, "")
@@ -111,7 +115,7 @@ def test_the_store_is_the_truth_not_the_exit_code(order: Order, finished: Place)
     assert len(engine.started) == 2
 
 
-@pytest.mark.parametrize("code", [-9, -11, 0, 1])
+@pytest.mark.parametrize("code", [-9, -11, 137, 74, 0, 1])
 def test_runs_of_a_dead_worker_go_on_one_by_one_and_the_deadly_one_is_recorded(
     code: int, order: Order, finished: Place
 ) -> None:
@@ -123,17 +127,18 @@ def test_runs_of_a_dead_worker_go_on_one_by_one_and_the_deadly_one_is_recorded(
         write(order, job, finished)
         return 0, ""
 
-    engine = Scripted(act)
-    records = {record.run_id: record for record in carry_out(order, engine)}
+    engine, guest = Scripted(act), PluginRef(distribution="guest", version="1", file_sha256="0" * 64)
+    records = {record.run_id: record for record in carry_out(replace(order, plugins=(guest,)), engine)}
     (dead,) = [record for record in records.values() if record.status == "infra_failed"]
     assert dead.run_id == "fair_baseline_smoke-v1/digits-20pc/tiny/vanilla_kd/seed0"
+    assert dead.plugins_loaded == (guest,)
     assert (dead.method, dead.seed, dead.classes, dead.accuracy) == ("vanilla_kd", 0, 10, None)
     message = dead.reason
     assert message.startswith("run fair_baseline_smoke-v1/digits-20pc/tiny/vanilla_kd/seed0: its worker ")
     assert (": ValueError: bad;" in message) == (code == 1)
     assert "Traceback" not in message
     assert [records[spec.run_id].status for spec in order.specs].count("ok") == 3
-    killed = 3 if code < 0 else 2  # killed: once together, twice alone; otherwise it would only say it again
+    killed = 3 if code not in {0, 1} else 2  # killed: once together, twice alone; otherwise it would only say it again
     assert sum("vanilla_kd/seed0" in ids for ids in engine.started) == killed
 
 
@@ -188,6 +193,46 @@ def test_what_is_wrong_with_one_job_is_told_once_and_the_others_go_on(order: Ord
         carry_out(order, engine)
     assert caught.value.exit_code == 2
     assert len(engine.started) == 2
+
+
+def test_one_run_that_is_refused_does_not_keep_its_cohort_from_being_done(order: Order, finished: Place) -> None:
+    refused = order.specs[0].run_id
+    assert refused.endswith("student/seed0")
+
+    def act(job: Job, _start: int) -> tuple[int, str]:
+        if refused in job.run_ids:
+            return 2, f"kdbench: run {refused}: was started with torch 1"
+        write(order, job, finished)
+        return 0, ""
+
+    engine = Scripted(act)
+    with pytest.raises(KdbenchError, match=r"student/seed0: was started with torch 1$") as caught:
+        carry_out(order, engine)
+    assert caught.value.exit_code == 2
+    store = RunStore(order.settings.store)
+    assert [spec.run_id for spec in order.specs if store.folder(spec.run_id).result() is None] == [refused]
+    assert engine.started[2:] == [("vanilla_kd/seed0",), ("student/seed0",)]
+
+
+def test_of_many_machines_one_may_be_full(order: Order, finished: Place) -> None:
+    """On another one there is room; if there never is, everything stops."""
+    full = [True]
+
+    def act(job: Job, _start: int) -> tuple[int, str]:
+        if full:
+            full.pop()
+            return 73, "kdbench: no space left"
+        write(order, job, finished)
+        return 0, ""
+
+    away = replace(order, elsewhere=True)
+    assert len(carry_out(away, Scripted(act))) == 4
+    always = Scripted(lambda _job, _start: (73, "kdbench: no space left"))
+    settings = replace(order.settings, store=order.settings.store.parent / "others")
+    with pytest.raises(KdbenchError, match=r"^no space left$"):
+        carry_out(replace(away, settings=settings), always)
+    cohorts = 2
+    assert MAX_ATTEMPTS <= len(always.started) <= cohorts * MAX_ATTEMPTS
 
 
 def test_partly_done_cohorts_go_on_with_what_is_left(order: Order, finished: Place) -> None:
@@ -265,6 +310,43 @@ def test_what_another_command_left_undone_is_taken_over(
         engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
         assert len(carry_out(order, engine)) == 4
     assert engine.started == [("student/seed0", "vanilla_kd/seed0"), ("student/seed1", "vanilla_kd/seed1")]
+
+
+def test_what_another_command_leaves_is_begun_while_jobs_are_under_way_here(order: Order, finished: Place) -> None:
+    """Of two workers one is free: it does not wait for the end of the other's job."""
+    theirs = order.specs[0].run_id
+    with contextlib.ExitStack() as other:
+        other.enter_context(RunStore(order.settings.store).folder(theirs).claimed())
+        engine = Scripted(lambda job, _: (write(order, job, finished), (0, ""))[1])
+        engine.looks = [lambda: None, other.close]
+        alone = replace(order, jobs=4, cohorts=lambda specs: [(spec,) for spec in specs])
+        assert len(carry_out(alone, engine)) == 4
+    assert engine.looks == []
+    assert engine.started[-1] == ("student/seed0",)
+    assert engine.most == 4
+
+
+def test_a_run_whose_worker_lives_on_is_waited_for_and_not_recorded_as_dead(
+    order: Order, finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine may lose a worker that is still saving: its run is held, and ends well."""
+    one = replace(order, specs=order.specs[:1])
+    folder = RunStore(order.settings.store).folder(one.specs[0].run_id)
+    with contextlib.ExitStack() as worker:
+        monkeypatch.setattr("kdbench.execution.driver.wait_for_others", lambda _jobs, _settings: worker.close())
+
+        def act(job: Job, start: int) -> tuple[int, str]:
+            if start == MAX_ATTEMPTS:
+                worker.enter_context(folder.claimed())
+            if start <= MAX_ATTEMPTS:
+                return -9, ""
+            write(order, job, finished)
+            return 0, ""
+
+        engine = Scripted(act)
+        (record,) = carry_out(one, engine)
+    assert record.status == "ok"
+    assert len(engine.started) == MAX_ATTEMPTS + 1
 
 
 def test_a_run_that_another_command_took_meanwhile_is_waited_for(

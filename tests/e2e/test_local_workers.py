@@ -16,7 +16,7 @@ from kdbench.errors import PluginError
 from kdbench.execution.children import KEPT_LINES, LONGEST_LINE
 from kdbench.execution.events import Event
 from kdbench.execution.inline import InlineExecutor
-from kdbench.execution.jobs import Job, Settings
+from kdbench.execution.jobs import Ended, Job, Settings
 from kdbench.execution.local import LocalExecutor
 from kdbench.execution.worker import STOP_SIGNALS
 
@@ -31,12 +31,18 @@ class Script(Job):
         return [sys.executable, "-c", self.name]
 
 
+def end_in(engine: LocalExecutor) -> Ended:
+    ended = engine.wait()
+    assert ended is not None
+    return ended
+
+
 def test_a_worker_that_shows_no_progress_is_killed_and_its_children_too() -> None:
     engine = LocalExecutor(SETTINGS, lambda _event: None, patience=0.5)
     engine.submit(
         Script("import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])", ())
     )
-    ended = engine.wait()
+    ended = end_in(engine)
     assert ended.exit_code == -9
     assert ended.error == "\nit showed no progress for 0.00833333 minutes (--timeout)"
 
@@ -47,7 +53,7 @@ def test_events_are_signs_of_life_and_print_is_none() -> None:
     talk = f"import time\nfor _ in range(12):\n    print({EVENT!r}, flush=True)\n    time.sleep(.25)"
     engine.submit(Script(talk, ()))
     engine.submit(Script(talk.replace(EVENT, "noise").replace("range(12)", "range(400)"), (), ("noisy",)))
-    ended = [engine.wait(), engine.wait()]
+    ended = [end_in(engine), end_in(engine)]
     assert sorted(end.exit_code for end in ended) == [-9, 0]
     assert len(seen) == 12
 
@@ -58,7 +64,7 @@ def test_output_without_end_does_not_fill_the_drivers_memory() -> None:
     out = f"sys.stdout.write('x' * {60 * LONGEST_LINE})"
     flood = f"import sys\n{out}\n{out.replace('out', 'err', 1)}\nprint()\nprint({EVENT!r})"
     engine.submit(Script(flood, ()))
-    ended = engine.wait()
+    ended = end_in(engine)
     assert ended.exit_code == 0
     assert len(ended.error) <= KEPT_LINES * LONGEST_LINE
     assert [event.data for event in seen] == [{"message": "alive"}]
@@ -70,7 +76,7 @@ def test_asked_twice_it_stops_even_if_it_ignores_the_signal() -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     engine.submit(Script(f"{deaf}; print({EVENT!r}, flush=True); time.sleep(99)", ()))
     waiter: list[int] = []
-    thread = threading.Thread(target=lambda: waiter.append(engine.wait().exit_code))
+    thread = threading.Thread(target=lambda: waiter.append(end_in(engine).exit_code))
     thread.start()
     assert seen.wait(60)
     engine.cancel()

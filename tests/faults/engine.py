@@ -44,9 +44,10 @@ class ForkExecutor:
         """Number of workers."""
         return len(self._children)
 
-    def wait(self) -> Ended:
-        """Return the first worker that ends."""
-        while True:
+    def wait(self, seconds: float | None = None) -> Ended | None:
+        """Return the first worker that ends; None if none has in this time."""
+        until = None if seconds is None else time.monotonic() + seconds
+        while until is None or time.monotonic() < until:
             for entry in self._children:
                 job, child, started = entry
                 if self.killed < self.kills and child.where.visits("training") >= self.after:
@@ -59,6 +60,7 @@ class ForkExecutor:
                     ended = child.wait()
                     return Ended(job, ended.code, ended.said)
             time.sleep(0.002)
+        return None
 
     def cancel(self) -> None:
         """Ask all to stop."""

@@ -34,6 +34,7 @@ from kdbench.datasets.npz import open_npz
 from kdbench.errors import KdbenchError
 from kdbench.evaluation import read_predicted
 from kdbench.execution.events import Event
+from kdbench.execution.status import counts, standings, time_left
 from kdbench.leaderboard.answers import read_answers
 from kdbench.leaderboard.build import build
 from kdbench.leaderboard.claim_files import load_claims
@@ -46,6 +47,8 @@ from kdbench.methods.asib.command import preset_of
 from kdbench.records import Record, parse_json
 from kdbench.registry import load
 from kdbench.spec import DatasetRef, RunSpec
+from kdbench.storage.heartbeat import HEARTBEAT, Heartbeat, Reached
+from kdbench.storage.owner import Owner
 from kdbench.store import RunFolder, RunStore
 from kdbench.training.attempts import earlier
 from kdbench.training.checkpoint import CheckpointFolder
@@ -58,6 +61,7 @@ PACKAGE = Path(kdbench.__file__).parent
 BOARD = PACKAGE.parent / "leaderboards" / "cifar100-subset-res20_res8"
 RUNS = Path("runs", "fair_baseline_short-v1", "npz-cifar100-eaabb3ac", "res20_res8")
 RUN = RUNS / "dkd" / "seed0"
+LEASE = "lease-00001.json"
 REGISTRY = load()
 RANDOM = np.random.default_rng(0)
 DIGITS = DatasetRef(name="digits", slug="digits", fingerprint="f")
@@ -137,6 +141,23 @@ def events(folder: Path) -> None:
              Event("phase", {"run_id": "a", "phase": "b", "losses": {"x": 1}, "weights": {"x": 2}, "metrics": {}}),
     ]  # fmt: skip
     (folder / "events").write_text("".join(line.to_line() for line in lines), encoding="utf-8")
+
+
+def running(folder: Path) -> None:
+    """Write a board one of whose runs is being trained by somebody else."""
+    board(folder)
+    (folder / RUN / "record.json").unlink()
+    owner = Owner(host="n1", place="elsewhere", pid=1, token="00")
+    at = "2026-01-01T00:00:00+00:00"
+    beat = Heartbeat(lease=1, owner=owner, started_at=at, beaten_at=at, moved_at=at, interval=5.0,
+                     progress=Reached(phase="main", epoch=1, epochs=4, done=0.25))  # fmt: skip
+    (folder / RUN / LEASE).write_text(owner.model_dump_json(), encoding="utf-8")
+    (folder / RUN / HEARTBEAT).write_text(beat.model_dump_json(), encoding="utf-8")
+
+
+def standing(folder: Path) -> object:
+    runs = standings(RunStore(folder / "runs").runs())
+    return counts(runs), time_left(runs)
 
 
 def attempts(folder: Path) -> None:
@@ -288,6 +309,9 @@ SUBJECTS: dict[str, Subject] = {
     },
     "verified manifest": of_board("manifest.json", altered, verified, named=False),
     "verified board": of_board("leaderboard.json", altered, verified, named=False),
+    "heartbeat": Subject(str(RUN / HEARTBEAT), running, altered, standing, named=False),
+    "lease": Subject(str(RUN / LEASE), running, altered, standing, named=False),
+    "standing": Subject(str(RUNS / "student" / "seed0" / "record.json"), running, altered, standing, named=False),
     "attempts": Subject("attempts.json", attempts, altered, lambda folder: earlier(RunFolder(folder)), named=False),
     "events": Subject("events", events, altered, reported, named=False),
     "npz": Subject("d.npz", npz, forged, whole_npz),

@@ -65,10 +65,11 @@ each_family = pytest.mark.parametrize("name", FAMILIES)
 
 def test_all_methods_are_here() -> None:
     names = {"fitnet", "at", "crd", "reviewkd", "simkd", "sskd", "ab", "ft", "sp", "rkd", "pkt", "vid", "nst", "cc"}
-    assert names | {"vanilla_kd", "dkd"} == {kind.name for kind in TAUGHT}
-    assert {kind.name for kind in BUILT_IN} - {kind.name for kind in TAUGHT} == {"student", "asib"}
+    assert names | {"vanilla_kd", "dkd"} <= {kind.name for kind in TAUGHT}
+    assert {"student", "asib"} <= {kind.name for kind in BUILT_IN} - {kind.name for kind in TAUGHT}
     shipped = [b for b in KNOWN.backbones.values() if KNOWN.backbones.owner(b.name).distribution == "kdbench"]
-    assert {KNOWN.backbones[name].family for name in FAMILIES} == {backbone.family for backbone in shipped}
+    listed = {KNOWN.backbones[name].family for name in FAMILIES}
+    assert listed == {backbone.family for backbone in shipped}, "name one small member of each family in FAMILIES"
 
 
 # --- how the tests get at methods and batches -------------------------------------------------------------------------

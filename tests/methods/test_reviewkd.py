@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import Unsupported
+from kdbench.losses import warmup_factor
 from kdbench.method import trainable
-from kdbench.methods.reviewkd import Review, ReviewKD, ReviewKDOptions, hcl, hcl_stage, warmup_factor
+from kdbench.methods.reviewkd import Review, ReviewKD, ReviewKDOptions, hcl, hcl_stage
 from kdbench.testing.bench import STEPS, Bench, Place
 from kdbench.types import Pair, StageShape
 

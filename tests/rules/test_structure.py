@@ -7,6 +7,7 @@ import re
 import statistics
 from pathlib import Path
 
+import click
 import pytest
 
 from kdbench.registry import Registry
@@ -98,10 +99,44 @@ def test_the_tutorial_method_is_the_plugin_that_is_tested() -> None:
     assert len(plugin.splitlines()) < 60
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
-def test_documents_name_only_commands_that_exist(name: str) -> None:
-    from kdbench.cli.main import _COMMANDS
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *ROOT.glob("docs/**/*.md"), *ROOT.glob("leaderboards/**/README.md"), *ROOT.glob("plugins/*/README.md"),
+]  # fmt: skip
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
-    text = (ROOT / name).read_text(encoding="utf-8")
-    used = set(re.findall(r"(?:^|`|then `)kdbench ([a-z-]+)", text, re.MULTILINE))
-    assert used <= set(_COMMANDS)
+
+@each_document
+def test_documents_name_only_commands_that_exist(path: Path, registry: Registry) -> None:
+    from kdbench.cli.main import _COMMANDS, add_commands
+
+    brought = click.Group()
+    for implementation in registry.hook.kdbench_commands.get_hookimpls():
+        add_commands(brought, implementation)
+    used = set(
+        re.findall(r"(?:^|`|then `|&& |')kdbench ([a-z][a-z-]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert used <= {*_COMMANDS, *brought.commands}
+
+
+@each_document
+def test_documents_name_only_pairs_and_protocols_that_exist(path: Path, registry: Registry) -> None:
+    """Names in lower case are real ones; NAME, P and files stand for the reader's own."""
+    text = path.read_text(encoding="utf-8")
+    tables = {"pair": registry.pairs, "anchor": registry.anchors, "preset": registry.presets}
+    for option, table in tables.items():
+        listed = re.findall(rf"--{option} ([a-z0-9][\w,-]*)(?![\w./|])", text)
+        names = {name for names in listed for name in names.split(",")} - {"all"}
+        # "--anchor names the protocol" is English
+        assert names - {"names"} <= set(table.as_mapping())
+
+
+@pytest.mark.parametrize("name", ["docs/reliability.md", "docs/asib.md"])
+def test_documents_name_only_tests_that_exist(name: str) -> None:
+    """These pages say of each promise which test holds it."""
+    named = re.findall(r"`(?:tests/)?([\w/.-]*test_\w+\.py)(?:::(\w+))?`", (ROOT / name).read_text(encoding="utf-8"))
+    assert named
+    for file, function in named:
+        found = [path for path in (ROOT / "tests").rglob("test_*.py") if path.as_posix().endswith("/" + file)]
+        assert found, file
+        assert not function or any(f"def {function}(" in path.read_text(encoding="utf-8") for path in found), function

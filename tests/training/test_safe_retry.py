@@ -413,7 +413,7 @@ class Workers:
     def running(self) -> int:
         return len(self.jobs)
 
-    def wait(self) -> Ended:
+    def wait(self, seconds: float | None = None) -> Ended:  # noqa: ARG002
         job, code, words = self.jobs.pop(0), 0, ""
         try:
             self.work(job)

@@ -169,7 +169,7 @@ def test_workers_share_the_cores_and_by_default_each_device_has_one(monkeypatch:
         assert (workers.jobs, workers.threads) == expected, (device, jobs)
 
 
-@pytest.mark.parametrize(("jobs", "share"), [(1, 800), (2, 800), (3, 400), (4, 400), (5, 266)])
+@pytest.mark.parametrize(("jobs", "share"), [(1, 700), (2, 700), (3, 350), (4, 350), (5, 233)])
 def test_workers_of_one_device_share_its_memory(jobs: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two devices, of which the fuller one counts."""
     monkeypatch.setattr("kdbench.training.devices.free_memory", lambda device: 1000 + 500 * device.index)

@@ -116,7 +116,15 @@ def test_cells_are_pairs_by_methods_by_seeds(registry: Registry) -> None:
 def test_no_image_is_read(guests: Registry) -> None:
     plan = make_plan(replace(SMOKE, dataset="sealed", methods=("guest",), per_class=2), guests)
     assert plan.runs[0].dataset.label == "sealed-2pc"
-    assert plan.train_sizes == {"tiny": 18}  # 2 x 10, a tenth of it for validation
+    assert plan.train_sizes == plan.validation_sizes == {"tiny": 10}  # of each class's two images one is cut
+
+
+def test_a_validation_split_that_leaves_nothing_is_found_before_any_image_is_read(guests: Registry) -> None:
+    (problem,) = problems(replace(SMOKE, dataset="sealed", methods=("guest",), per_class=1), guests)
+    assert problem == (
+        "dataset 'sealed' has 1 training images of each class here, and the protocol's validation split "
+        "(data.validation_fraction 0.1) takes 1 of them; give more (--per-class)"
+    )
 
 
 def test_every_problem_of_a_command_and_still_no_image_is_read(guests: Registry) -> None:

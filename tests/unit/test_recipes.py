@@ -68,7 +68,7 @@ def with_files(*paths: Path) -> Registry:
 
 
 def test_these_eight_ship(registry: Registry) -> None:
-    assert set(FILES) == set(TABLE)
+    assert set(FILES) >= set(TABLE)
     assert set(registry.recipes.as_mapping()) >= set(TABLE)
 
 
@@ -95,7 +95,8 @@ def test_every_value_of_the_table(name: str) -> None:
 
 def test_no_two_recipes_have_the_same_hash() -> None:
     anchors = [load_recipe(path).anchor() for path in FILES.values()]
-    assert len({anchor.sha256 for made in anchors for anchor in (made, from_scratch(made))}) == 16
+    anchors += [from_scratch(anchor) for anchor in anchors if anchor.pretrained]
+    assert len({anchor.sha256 for anchor in anchors}) == len(anchors) >= 2 * len(TABLE)
 
 
 def test_from_scratch_has_a_name_of_its_own(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from kdbench.schedule import loss_protocol
 from kdbench.types import Context, Deviation, LossWeights, Pair, PairInfo, Source, StageShape, Taps, Term
 
 SOURCE = Source("t", 2020, "https://example.org")
-EPOCHS, TRAIN = 2, 36  # of fair_baseline_smoke; 40 images, a tenth for validation
+EPOCHS, TRAIN = 2, 30  # of fair_baseline_smoke; 40 images, of the four of each class one is for validation
 REQUEST = Request((), ("tiny",), (0,), "fair_baseline_smoke", dataset="sealed")
 Plan_ = Callable[..., Plan]
 
@@ -157,7 +157,7 @@ def test_a_constructor_that_declines_leaves_a_skipped_cell(plan: Plan_, *, named
     found = plan(Declines, Guest, named=named)
     assert [run.method for run in found.runs] == ["guest"]
     assert [(s.method, s.pair, s.reason) for s in found.skipped] == [
-        ("declines", "tiny", "a batch of 36 is too small")  # fair_baseline_smoke asks for more than there are
+        ("declines", "tiny", "a batch of 30 is too small")  # fair_baseline_smoke asks for more than there are
     ]
     assert found.passes.keys() == {("tiny", "guest")}
 
@@ -165,7 +165,7 @@ def test_a_constructor_that_declines_leaves_a_skipped_cell(plan: Plan_, *, named
 def test_nothing_but_methods_that_decline(plan: Plan_) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(Declines)
-    assert str(caught.value) == "nothing to run: declines on tiny: a batch of 36 is too small"
+    assert str(caught.value) == "nothing to run: declines on tiny: a batch of 30 is too small"
 
 
 def test_supports_is_asked_before_the_constructor(plan: Plan_) -> None:

@@ -43,7 +43,7 @@ def test_every_flipped_bit_is_found_or_says_the_same(scored: Record, tmp_path: P
             found += 1
         except StoreError:
             newer += 1
-    assert newer <= 1, "only the number of the schema itself may seem to be a newer one"
+    assert newer == 0, "a flipped bit makes no file of a newer kdbench, not even in the number of the schema"
     assert found > 0.7 * len(data), "the rest is white space"
 
 

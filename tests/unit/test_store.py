@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,11 @@ import pytest
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import TEMPORARY
 from kdbench.records import EpochReport, Record, parse_json
+from kdbench.seal import SEAL
 from kdbench.spec import DeclaredDeviation, RunSpec
 from kdbench.storage.lease import LeaseLost
+from kdbench.storage.places import SCRATCH_VARIABLE, Url
+from kdbench.storage.url_shelf import UrlShelf
 from kdbench.store import LOCK, RECORD, SPEC, RunBusy, RunFolder, RunStore
 
 GOOD = "crd-v1/digits-5pc/tiny/dkd/seed0"
@@ -215,7 +221,8 @@ def test_half_written_record_is_set_aside_and_kept(store: RunStore, record: Reco
     path.write_text(half)
     with pytest.raises(StoreError, match=r"record.json: not JSON"):
         folder.peek()
-    assert path.read_text() == half  # peek changes nothing
+    assert folder.result() is None
+    assert path.read_text() == half  # to look changes nothing
     assert folder.record() is None
     assert not path.exists()
     assert path.with_name("record.json.corrupt").read_text() == half
@@ -227,11 +234,26 @@ def test_a_newer_kdbenchs_record_is_a_result_and_stays(store: RunStore, record: 
     folder = store.folder(record.run_id)
     folder.write_record(record)
     path = folder.path / RECORD
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
-    for read in (folder.record, folder.peek):
-        with pytest.raises(StoreError, match="record schema 2, this kdbench reads 1; upgrade kdbench"):
-            read()
+    tree = record.model_dump(mode="json")
+    colour = (
+        "a record of another kdbench, which this one does not know: colour: Extra inputs are not permitted; upgrade"
+    )
+    newer = {
+        "record schema 2, this kdbench reads 1; upgrade kdbench": {**tree, "schema_version": 2, SEAL: "in other words"},
+        colour: resealed({**tree, "colour": "red"}),
+    }
+    for message, content in newer.items():
+        path.write_text(json.dumps(content), encoding="utf-8")
+        for read in (folder.record, folder.peek, folder.result):
+            with pytest.raises(StoreError, match=re.escape(message)):
+                read()
     assert [found.name for found in folder.path.iterdir()] == [RECORD]
+
+
+def resealed(tree: dict[str, object]) -> dict[str, object]:
+    """Return a tree with the seal that its writer would give it."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return {**tree, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def test_an_unreadable_record_is_not_set_aside(store: RunStore, record: Record) -> None:
@@ -260,6 +282,31 @@ def test_check_writable(store: RunStore, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"file: cannot be written \(.*\); choose another folder and start again"):
         RunStore(tmp_path / "file").check_writable()
+
+
+@pytest.mark.parametrize(("made", "times"), [(True, 2), (False, 0)])
+def test_a_url_where_a_name_is_not_created_once_is_refused(
+    made: bool, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a server that takes no notice of If-None-Match: two workers would claim the same run."""
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    store = RunStore(Url("memory://probed/runs"))
+    assert store.mirror is not None
+    store.check_writable()
+    create = UrlShelf.create
+
+    def careless(shelf: UrlShelf, name: str, data: bytes) -> bool:
+        create(shelf, name, data)
+        return made
+
+    monkeypatch.setattr(UrlShelf, "create", careless)
+    with pytest.raises(ConfigError) as caught:
+        store.check_writable()
+    assert str(caught.value) == (
+        f"memory://probed/runs: a file that was created there twice was made {times} times; unless that is once, two "
+        "workers could train the same run. Give a store that takes notice of If-None-Match, or a folder"
+    )
+    assert store.mirror.shelf.names() == []
 
 
 def test_an_empty_store(store: RunStore) -> None:

@@ -2,8 +2,8 @@
 
 from case import Case
 
-from kdbench.losses import cross_entropy
-from kdbench.methods.dkd import dkd_loss, dkd_parts, warmup_factor
+from kdbench.losses import cross_entropy, warmup_factor
+from kdbench.methods.dkd import dkd_loss, dkd_parts
 
 
 def run(case: Case) -> None:

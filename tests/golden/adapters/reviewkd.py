@@ -3,8 +3,8 @@
 from case import Case
 from torch import Tensor
 
-from kdbench.losses import cross_entropy
-from kdbench.methods.reviewkd import Review, hcl, hcl_stage, warmup_factor
+from kdbench.losses import cross_entropy, warmup_factor
+from kdbench.methods.reviewkd import Review, hcl, hcl_stage
 from kdbench.types import StageShape
 
 
