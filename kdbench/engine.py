@@ -74,7 +74,8 @@ class Engine:
         where: Where its workers are: in this very ``process``, in others of this ``machine`` (whose devices and free
             memory are looked at), or on a ``cluster`` (each sees no GPUs but those given to its job).
         jobs: Workers at a time unless the command says; None = one for each device of this machine.
-        queue: Jobs it is handed besides those that may run, because they wait in a queue of its own.
+        queue: Jobs it is handed besides those that may run, because they wait in a queue of its own; a number, or the
+            name of the option that says it.
         packages: Importable names of what it needs.
         requirement: What ``pip install`` takes to bring them.
     """
@@ -85,9 +86,13 @@ class Engine:
     options_type: type[Options] = Options
     where: Where = "machine"
     jobs: int | None = None
-    queue: int = 0
+    queue: int | str = 0
     packages: tuple[str, ...] = ()
     requirement: str = ""
+
+    def waiting(self, options: Options) -> int:
+        """Return how many jobs it is handed besides those that may run."""
+        return self.queue if isinstance(self.queue, int) else int(getattr(options, self.queue))
 
     def missing(self) -> str:
         """Return the names of what cannot be imported, with commas between them."""

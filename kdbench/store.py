@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from kdbench.storage.places import Url, Where
 from kdbench.storage.shared_folder import LOCK as LOCK  # noqa: PLC0414 (part of what the store is known for)
 from kdbench.storage.shared_folder import RunBusy as RunBusy  # noqa: PLC0414 (likewise)
 from kdbench.storage.shared_folder import SharedFolder
+from kdbench.storage.shelf import Shelf
 
 SPEC, RECORD, EPOCHS, EPOCH_TABLE = "spec.json", "record.json", "epochs.jsonl", "epochs.csv"
 WEIGHTS, PREDICTIONS, CHECKPOINTS = "student.safetensors", "predictions.npz", "checkpoint"
@@ -44,11 +46,22 @@ class RunFolder(SharedFolder):
         self.pull(SPEC)
         return parse_json(RunSpec, self.path / SPEC)
 
-    def record(self) -> Record | None:
-        """Return the stored record, or None; a half-written or foreign one is set aside and counts as none.
+    def result(self) -> Record | None:
+        """Return the stored record, or None; a damaged one counts as none and stays: the run's next writer moves it.
 
         Raises:
-            StoreError: If it cannot be read, or a newer kdbench wrote it: then it is somebody's result.
+            StoreError: If it cannot be read, or another kdbench wrote it.
+        """
+        try:
+            return self.peek()
+        except Corrupt:
+            return None
+
+    def record(self) -> Record | None:
+        """Return the stored record of a claimed run, or None; a half-written or foreign one is set aside as damaged.
+
+        Raises:
+            StoreError: If it cannot be read, or another kdbench wrote it: then it is somebody's result.
         """
         if not self.has(RECORD):
             return None
@@ -160,10 +173,14 @@ class RunStore:
         return self.root.resolve()  # asked for with every folder of a run
 
     def check_writable(self) -> None:
-        """Raise StoreError unless files can be made in the store."""
+        """Look whether runs can be made in the store.
+
+        Raises:
+            StoreError: If no file can be made.
+            ConfigError: If a file at its URL can be created twice: two workers could claim the same run.
+        """
         if self.mirror:
-            self.mirror.shelf.write(f".probe-{os.getpid()}", b"")
-            self.mirror.shelf.remove(f".probe-{os.getpid()}")
+            _check_creates_once(self.mirror.shelf)
             return
         with cannot_write(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -208,6 +225,19 @@ class RunStore:
                     inner.clear()  # no run is in another one; a spec in a wrong place hides none
         folders.sort(key=lambda folder: folder.parts)
         return [(RunFolder(folder), parse_json(RunSpec, folder / SPEC)) for folder in folders]
+
+
+def _check_creates_once(shelf: Shelf) -> None:
+    probe = f".probe-{secrets.token_hex(8)}"
+    try:
+        made = [shelf.create(probe, data) for data in (b"first", b"second")]
+    finally:
+        shelf.remove(probe)
+    if made != [True, False]:
+        raise ConfigError(
+            f"{shelf.label}: a file that was created there twice was made {sum(made)} times; unless that is once, two "
+            "workers could train the same run. Give a store that takes notice of If-None-Match, or a folder"
+        )
 
 
 def epoch_files(reports: Iterable[EpochReport]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdbench.backbones.base import Backbone, Library, Network
 from kdbench.backbones.chains import ACTIVATIONS, Seen, first_conv_for_small, is_small, replace_module, watched
 from kdbench.backbones.division import Division, Names
+from kdbench.backbones.published import check_hub_checkpoint, check_hugging_face, first_line, hash_in, tensors_only
 from kdbench.backbones.timm_division import depths, division_of
 from kdbench.backbones.weightless import weightless
 from kdbench.errors import ConfigError, unknown
@@ -21,6 +22,10 @@ from kdbench.types import Features, Source, StageShape, Taps
 
 LIBRARY = "timm"
 PRETRAINED = ":pretrained"
+# What timm may read of a repository, besides a file that a model names.
+_HUB_FILES = (
+    "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
 _NUMBERED = re.compile(r"\.\d+$")
 SOURCE = Source(
     "PyTorch Image Models", 2019, "https://github.com/huggingface/pytorch-image-models",
@@ -146,23 +151,40 @@ def make_model(name: str, num_classes: int, image: StageShape, *, pretrained: bo
         more: Further arguments of the model.
 
     Raises:
-        ConfigError: If the weights cannot be had.
+        ConfigError: If the weights cannot be had, or another file lies in their place.
     """
     more = {"num_classes": num_classes, "in_chans": image.channels, **_sized(name, image), **more}
-    try:
-        model = _create(name, pretrained=pretrained, **more)
-    except Exception as error:
-        if not pretrained:
-            raise
-        reason = next(iter(str(error).splitlines()), "")
-        raise ConfigError(
-            f"backbone '{LIBRARY}:{name}': its published weights could not be had: {type(error).__name__}: {reason}. "
-            "Run again with a network, start from random weights (--scratch, or a backbone without pretraining), or "
-            "bring a trained teacher: kdbench teacher import"
-        ) from error
+    model = _published(name, more) if pretrained else _create(name, **more)
     if is_small(image):
         keep_resolution(model)
     return model
+
+
+def _published(name: str, more: dict[str, Any]) -> nn.Module:
+    """Return a timm model with its published weights; no code in their file is run."""
+    _check_files(name)
+    try:
+        with tensors_only():
+            return _create(name, pretrained=True, **more)
+    except Exception as error:
+        raise ConfigError(
+            f"backbone '{LIBRARY}:{name}': its published weights could not be had: {first_line(error)}. Run again with "
+            "a network, start from random weights (--scratch, or a backbone without pretraining), or bring a trained "
+            "teacher: kdbench teacher import"
+        ) from error
+
+
+def _check_files(name: str) -> None:
+    """Check the files of published weights that are here already, and let those that are not be checked on the way."""
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    url = str(config.url or "")
+    timm.models.set_pretrained_check_hash(bool(hash_in(url)))  # else it takes "-300e." of a name for a hash
+    if config.hf_hub_id:  # which timm prefers to the URL
+        check_hugging_face(config.hf_hub_id, [name for name in (config.hf_hub_filename, *_HUB_FILES) if name])
+    elif url:
+        check_hub_checkpoint(url)
 
 
 def _create(name: str, **more: Any) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import nn
 from kdbench.backbones.base import Backbone, Library
 from kdbench.backbones.chains import Chain, ChainNetwork, first_conv_for_small, is_small, replace_module
 from kdbench.backbones.division import Division, undivided
+from kdbench.backbones.published import check_hub_checkpoint, first_line
 from kdbench.errors import ConfigError, unknown
 from kdbench.hooks import hookimpl
 from kdbench.types import Source, StageShape
@@ -161,17 +162,23 @@ def make_model(name: str, num_classes: int, image: StageShape, *, pretrained: bo
 
 
 def _published(name: str) -> dict[str, torch.Tensor]:
+    """Return torchvision's newest weights of a model; no code in their file is run.
+
+    Raises:
+        ConfigError: If they cannot be had, or another file lies in their place.
+    """
     from torchvision import models
 
     weights = models.get_model_weights(name).DEFAULT
+    check_hub_checkpoint(weights.url)  # torchvision checks hashes while it downloads, and never later
     try:
-        state: dict[str, torch.Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        state: dict[str, torch.Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # a file that is no checkpoint can raise anything
         folder = torch.hub.get_dir()
         raise ConfigError(
             f"backbone '{LIBRARY}:{name}': its published weights {weights} could not be had from {weights.url}: "
-            f"{error}. Run again with a network, put the file into {folder}/checkpoints, start from random weights "
-            "(--scratch, or a backbone without pretraining), or bring a trained teacher: kdbench teacher import"
+            f"{first_line(error)}. Run again with a network, put the file into {folder}/checkpoints, start from random "
+            "weights (--scratch, or a backbone without pretraining), or bring a trained teacher: kdbench teacher import"
         ) from error
     return state
 

@@ -6,6 +6,7 @@ What such a job prints goes to files, which must be on a file system that this m
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import signal
 import time
@@ -13,14 +14,17 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kdbench.errors import StoreError
 from kdbench.execution.children import KEPT_LINES, LONGEST_LINE
 from kdbench.execution.events import Event
+from kdbench.execution.held import left
 from kdbench.execution.jobs import STOPPED, Ended, Job
 from kdbench.execution.queues import Queue, State, Ticket, owner_of, subjects
 from kdbench.execution.seam import Opening
 
 REFUSED = 4  # exit code of a job that is not to be put back in the queue unless the user says so
 LAST_LOOKS = 3  # at a job that has left its queue, for what it has written to come into sight
+ASKED_ABOUT = 20  # jobs that wait and of which the store is asked, at each look, whether anything is left to do
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +41,8 @@ class Watched:
         asked: Its state when it was asked to stop.
         silent: Whether it was killed for not showing any.
         missed: How often it was looked for after it had left the queue.
+        needless: Whether it was taken out of the queue because nothing was left for it to do.
+        asked_about: When the store was asked that, as :func:`time.monotonic` says it.
     """
 
     job: Job
@@ -47,6 +53,8 @@ class Watched:
     asked: State | None = None
     silent: bool = False
     missed: int = 0
+    needless: bool = False
+    asked_about: float = float("-inf")
 
     def news(self, suffix: str) -> Iterator[Event]:
         """Return the events that are new in its file."""
@@ -101,11 +109,14 @@ class QueueExecutor:
         """Number of jobs that were submitted and not waited for."""
         return len(self._fresh) + len(self._watched) + len(self._ended)
 
-    def wait(self) -> Ended:
+    def wait(self, seconds: float | None = None) -> Ended | None:
         """Wait for the next job to end, passing on events meanwhile."""
+        until = None if seconds is None else time.monotonic() + seconds
         while not self._ended:
             self._look()
             if not self._ended:
+                if until is not None and time.monotonic() >= until:
+                    return None
                 time.sleep(self.seconds)
         return self._ended.popleft()
 
@@ -137,6 +148,30 @@ class QueueExecutor:
                 self._end(watched)
             else:
                 self._urge(watched, state)
+        if not self._stopping:
+            self._drop_needless(states)
+
+    def _drop_needless(self, states: Mapping[Ticket, State]) -> None:
+        """Take out of the queue what waits there for nothing: its runs were cancelled, or others have done them.
+
+        A few jobs at each look, those first that were asked about longest ago: it costs requests for each run, and a
+        job that begins before its turn finds out for itself.
+        """
+        waiting = [
+            watched
+            for watched in self._watched
+            if watched.same and watched.job.run_ids and states.get(watched.ticket) is State.WAITING
+        ]
+        needless = []
+        for watched in heapq.nsmallest(ASKED_ABOUT, waiting, key=lambda watched: watched.asked_about):
+            watched.asked_about = time.monotonic()
+            with contextlib.suppress(StoreError):  # it may answer next time
+                if not left(watched.job, self.opening.settings):
+                    needless.append(watched)
+        if needless:
+            self.queue.stop([watched.ticket for watched in needless])
+        for watched in needless:
+            watched.needless = True
 
     def _hand_over(self) -> None:
         """Hand over what has room: all of it, where the queue starts jobs by itself, but no more run at a time."""
@@ -174,6 +209,8 @@ class QueueExecutor:
 
     def _end(self, watched: Watched) -> None:
         code = self.queue.outcome(watched.ticket)
+        if code is None and not self.queue.answers:
+            return  # what is known of the queue is old, and how the job ended cannot be asked
         watched.missed += 1
         if code is None and watched.missed < LAST_LOOKS:
             return
@@ -189,7 +226,7 @@ class QueueExecutor:
             )
         if code is not None and code != STOPPED:
             return Ended(job, code if watched.same else STOPPED, words)
-        if self._stopping:
+        if self._stopping or watched.needless:
             return Ended(job, STOPPED, words)
         over, end = self.queue.fate(watched.ticket)
         if over:

@@ -41,6 +41,7 @@ class Queue(Protocol):
 
     out: str  # suffix of the files with events
     err: str  # suffix of the files with what else is said
+    answers: bool  # whether it has answered the last look; else that has returned what was seen before
 
     def takes(self, room: int) -> int:
         """Return how many jobs it takes at once if so many of them may run; it starts the others by itself."""

@@ -28,8 +28,10 @@ from kdbench.storage.places import Url, Where
 
 FOLDER = Path(".engines", "slurm")  # in the store, which all nodes see; no run's name begins with a dot
 NOTE = "jobs.json"
-MOST_TASKS = 1000  # of an array: all that is in the queue at a time; SLURM's own default limit is 1001
+MOST_TASKS = 1000  # in the queue at a time, all in one array; SLURM's own default limit is 1001
+PAUSES = (5.0, 20.0, 60.0, 120.0)  # seconds before a job is handed over again to a controller that is busy
 EVER = 10**6  # how often submitit may queue a job again whose time was over: each time it is further
+_log = logging.getLogger(__name__)
 
 
 class SlurmOptions(ResourceOptions):
@@ -46,6 +48,10 @@ class SlurmOptions(ResourceOptions):
     setup: tuple[str, ...] = Field((), description="shell commands before the worker starts, as [module load cuda]")
     signal: int = Field(90, ge=5, description="seconds before the time limit at which a job saves and is queued again")
     poll: float = Field(10.0, gt=0, description="seconds between two looks at the queue")
+    queue_size: int = Field(
+        MOST_TASKS, ge=1, description="most jobs in the queue at a time, and in an array: what MaxArraySize and limits "
+        "on submitted jobs allow",
+    )  # fmt: skip
     folder: str | None = Field(None, description="folder of logs and notes that all nodes see; null = in the store")
     cluster: Literal["slurm", "local"] = Field("slurm", description="local = processes of this machine, to try it out")
 
@@ -74,6 +80,7 @@ class SubmititQueue:
     """
 
     out, err = OUT, ERR
+    answers = True
 
     def __init__(self, opening: Opening, folder: Path) -> None:
         assert isinstance(opening.options, SlurmOptions)
@@ -89,28 +96,53 @@ class SubmititQueue:
         The note of what an array holds is there before the array, whose name leads to it: a command that is killed in
         between leaves nothing that the next one does not find.
         """
-        from submitit import AutoExecutor
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         name = slurm.PREFIX + time.strftime("%Y%m%d_%H%M%S_") + secrets.token_hex(4)
         folder = (self.folder / name).absolute()
         write_atomic(folder / NOTE, json.dumps([subjects(job) for job in jobs]))
-        executor = AutoExecutor(folder=folder, cluster=self.options.cluster, slurm_max_num_timeout=EVER)
-        executor.update_parameters(**self._parameters(name, jobs, at_once))
-        settings = self.opening.settings
+        tickets, settings = [Ticket(folder, index) for index in range(len(jobs))], self.opening.settings
         commands = [job.command(settings, settings.devices[0]) for job in jobs]
-        try:
-            with executor.batch():
-                submitted = [executor.submit(Task(words, str(folder / str(i)))) for i, words in enumerate(commands)]
-        except (FailedJobError, FailedSubmissionError) as error:
-            reason = str(error).strip().splitlines()
-            raise ConfigError(
-                f"--executor slurm: sbatch refused {folder.name}: {reason[-1] if reason else error}; correct "
-                "--executor-option (kdbench show slurm)"
-            ) from error
-        tickets = [Ticket(folder, index) for index in range(len(jobs))]
-        self._note(dict(zip(tickets, submitted, strict=True)))
+        tasks = [Task(words, str(ticket.path(""))) for words, ticket in zip(commands, tickets, strict=True)]
+        if submitted := self._submitted(tasks, folder, self._parameters(name, jobs, at_once)):
+            self._note(dict(zip(tickets, submitted, strict=True)))
         return tickets
+
+    def _submitted(self, tasks: Sequence[Task], folder: Path, parameters: dict[str, Any]) -> list[Any]:
+        """Submit tasks, several times if the controller is busy; return their jobs as submitit knows them.
+
+        Returns:
+            Nothing, if they are in the queue although sbatch has said otherwise: its answer came too late.
+        """
+        from submitit import AutoExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        words = ""
+        for pause in (0.0, *PAUSES):
+            time.sleep(pause)
+            if words and (arrived := self._has_arrived(folder)) is not False:
+                if arrived:
+                    return []
+                continue  # nobody knows, and all would be done twice
+            executor = AutoExecutor(folder=folder, cluster=self.options.cluster, slurm_max_num_timeout=EVER)
+            executor.update_parameters(**parameters)
+            try:
+                with executor.batch():
+                    return [executor.submit(task) for task in tasks]
+            except (FailedJobError, FailedSubmissionError) as error:
+                words = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                if not slurm.is_busy(str(error)):
+                    raise self._refusal(folder, words) from error
+            _log.warning("%s; jobs that were submitted go on, and it is tried again", words)
+        raise self._refusal(folder, words)
+
+    def _refusal(self, folder: Path, words: str) -> ConfigError:
+        remedy = "start the same command again later" if slurm.is_busy(words) else (
+            "correct --executor-option (kdbench show slurm); limits on the number of jobs are told by queue_size"
+        )  # fmt: skip
+        return ConfigError(f"--executor slurm: sbatch refused {folder.name}: {words}; {remedy}")
+
+    def _has_arrived(self, folder: Path) -> bool | None:  # noqa: ARG002 (of processes it is known at once)
+        """Return whether what was submitted is in the queue; None if nobody knows."""
+        return False
 
     def outcome(self, ticket: Ticket) -> int | None:
         """Return the exit code in a task's report."""
@@ -155,12 +187,18 @@ class SlurmQueue(SubmititQueue):
         self._seen: Mapping[Ticket, State] = {}
 
     def takes(self, room: int) -> int:
-        """Return how many tasks an array may have, however many may run at a time: SLURM starts the others."""
-        return MOST_TASKS if room > 0 else 0
+        """Return how many tasks an array may have; of one that is alone SLURM starts so many at a time by itself.
+
+        One beside others would have the room that there is now to its end, when there is more: it gets no more tasks
+        than that.
+        """
+        free = self.options.queue_size - len(self._seen)
+        return max(0, free if room >= self.opening.jobs else min(room, free))
 
     def look(self) -> Mapping[Ticket, State]:
         """Return our tasks in the queue; what was seen before, while SLURM does not answer."""
         entries = slurm.queue()
+        self.answers = entries is not None
         if entries is not None:
             mine = {(self.folder / entry.name).absolute(): entry.name for entry in entries}
             known = {name for folder, name in mine.items() if (folder / NOTE).is_file()}
@@ -202,6 +240,15 @@ class SlurmQueue(SubmititQueue):
         """End tasks, as soon as SLURM does that."""
         slurm.cancel(self._jobs(tickets))
 
+    def _note(self, submitted: Mapping[Ticket, Any]) -> None:
+        """Take tasks for waiting until SLURM says more: it has them, but may not answer the next look."""
+        self._ids |= {ticket: str(job.job_id) for ticket, job in submitted.items()}
+        self._seen = {**self._seen, **dict.fromkeys(submitted, State.WAITING)}
+
+    def _has_arrived(self, folder: Path) -> bool | None:
+        arrived = any(ticket.folder == folder for ticket in self.look())
+        return arrived if self.answers else None
+
     def _jobs(self, tickets: Sequence[Ticket]) -> list[str]:
         self.look()
         return [self._ids[ticket] for ticket in tickets if ticket in self._ids]
@@ -235,7 +282,7 @@ def kdbench_executors() -> list[Engine]:
     about = "arrays in the queue of a SLURM cluster, which go on without this command"
     return [
         Engine(
-            "slurm", about, _open, SlurmOptions, where="cluster", jobs=16, queue=MOST_TASKS, packages=("submitit",),
+            "slurm", about, _open, SlurmOptions, where="cluster", jobs=16, queue="queue_size", packages=("submitit",),
             requirement="kdbench[slurm]",
         )
     ]  # fmt: skip

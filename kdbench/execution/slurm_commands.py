@@ -15,6 +15,10 @@ from kdbench.errors import ConfigError
 PREFIX = "kdbench_"  # of the names of our arrays; submitit allows letters, digits and "_"
 SECONDS = 60.0  # that a command may take
 WORDS = 500  # job ids on one command line
+# What sbatch says of a controller that has too much to do, or is being started again; nothing is wrong with the job.
+_BUSY = re.compile(
+    "Socket timed out|Unable to contact slurm controller|temporarily unable|Zero Bytes were transmitted", re.IGNORECASE
+)
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +65,11 @@ def queue() -> list[Entry] | None:
         return None
     rows = [line.split("|") for line in done.splitlines()]
     return [Entry(*row) for row in rows if len(row) == 3 and row[1].startswith(PREFIX)]
+
+
+def is_busy(words: str) -> bool:
+    """Return whether SLURM may take the same job a little later, by what sbatch has said."""
+    return _BUSY.search(words) is not None
 
 
 def state(job: str) -> str:

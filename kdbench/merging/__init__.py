@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.merging.choosing import Choice, choose
-from kdbench.merging.copying import copy_run, one_merge
+from kdbench.merging.copying import copy_run, one_merge, restore
 from kdbench.merging.reading import read_store
 from kdbench.store import RunStore
 
@@ -40,6 +40,8 @@ def merge(stores: Sequence[Path], out: Path, *, with_unfinished: bool = False, d
     sources = [read_store(folder) for folder in folders.values()]
     if empty := [source.root for source in sources if not source.runs and not source.damaged]:
         raise ConfigError(f"{empty[0]}: no runs there; give a folder that kdbench run --out has written")
+    if not dry_run:
+        restore(out)
     choice = choose(sources, read_store(out, whole=True), with_unfinished=with_unfinished)
     if choice.conflicts:
         raise ProblemList(choice.conflicts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdbench.errors import ConfigError
-from kdbench.merging.reading import Content, Found, in_use
+from kdbench.merging.reading import Content, Found
 from kdbench.merging.results import differences
 from kdbench.store import WEIGHTS, RunStore, changes
 
@@ -124,10 +124,10 @@ def _obstacle(run_id: str, run: Found, target: Content, there: Found | None) -> 
         place = RunStore(target.root).folder(run_id)
     except ConfigError as error:
         return f"{error}; it cannot be copied to {target.root}: see that no link there leads elsewhere"
-    if there is not None and in_use(there.folder):
+    if there is not None and there.folder.held(only_look=True):
         return f"{place.path}: another process is training this run; wait for it or stop it, then merge again"
     if there is None and place.path.exists():
         return f"{place.path}: exists and is no run of kdbench; remove it, or choose another --out"
-    if not run.record and in_use(run.folder):
+    if not run.record and run.folder.held(only_look=True):
         return f"{run.folder.path}: is being trained; wait for it or stop it, or merge without --with-unfinished"
     return None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from kdbench.errors import ConfigError, StoreError
 from kdbench.leaderboard.checks import cell_problems
 from kdbench.leaderboard.model import Cell
 from kdbench.records import Record
 from kdbench.spec import RunSpec
-from kdbench.storage.lease import holder_of, is_free
-from kdbench.store import EPOCHS, LOCK, SPEC, RunFolder
+from kdbench.store import EPOCHS, SPEC, RunFolder
 from kdbench.verification.epochs import read_epochs
 from kdbench.verification.predictions import recount
 from kdbench.verification.weights import weights_problem
@@ -78,28 +76,19 @@ def read_store(root: Path, *, whole: bool = False) -> Content:
     return Content(root, tuple(runs), damaged)
 
 
-def in_use(folder: RunFolder) -> bool:
-    """Return whether somebody is training the run; a lock or a lease that a kill left behind is nobody's."""
-    return not is_free(folder.shelf, holder_of(folder.shelf), barred=_locked(folder.path / LOCK))
-
-
-def _locked(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
-
-
 def _read(folder: RunFolder, place: str, *, whole: bool) -> Found:
     """Return a run.
 
     Raises:
         StoreError: If spec or record cannot be read.
-        ConfigError: If they do not belong together, or a file of a finished run is damaged.
+        ConfigError: If they do not belong together, a file of a finished run is damaged, or one that would be copied is
+            a link.
     """
+    if not whole and (link := _link_in(folder.path)):
+        raise ConfigError(
+            f"{link}: a link to {link.readlink()}, which may be no part of the run; a merge copies plain files: put "
+            "the file itself there"
+        )
     spec, record = folder.spec(), folder.peek()
     part_of_it = not whole and (place == "." or spec.run_id.endswith(f"/{place}"))
     if spec.run_id != place and not part_of_it:
@@ -109,6 +98,15 @@ def _read(folder: RunFolder, place: str, *, whole: bool) -> Found:
         if problems:
             raise ConfigError(problems[0])
     return Found(folder, spec, record)
+
+
+def _link_in(folder: Path) -> Path | None:
+    """Return the first link in a folder; none is followed."""
+    for where, folders, names in os.walk(folder):
+        for path in (Path(where) / name for name in sorted((*folders, *names))):
+            if path.is_symlink():
+                return path
+    return None
 
 
 def _damages(folder: RunFolder, record: Record) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -100,7 +101,7 @@ def is_free(shelf: Shelf, holder: Holder | None, *, barred: bool) -> bool:
     return now - since > holder.limit
 
 
-def claim(shelf: Shelf, *, barred: bool = False) -> Lease | None:
+def claim(shelf: Shelf, *, barred: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Lease | None:
     """Make this process the owner of a run.
 
     An owner elsewhere that may be gone is watched: until its next beat, or until it is silent for too long.
@@ -108,6 +109,7 @@ def claim(shelf: Shelf, *, barred: bool = False) -> Lease | None:
     Args:
         shelf: The run's folder.
         barred: Whether another process holds the run's file lock.
+        should_stop: Asked while an owner is watched; who is to stop leaves the run to it.
 
     Returns:
         The lease, which is beating; None if somebody else is at the run.
@@ -120,7 +122,7 @@ def claim(shelf: Shelf, *, barred: bool = False) -> Lease | None:
         holder = holder_of(shelf)
         if not is_free(shelf, holder, barred=barred):
             at_once = holder is None or (barred and holder.owner is not None and holder.owner.is_here)
-            if at_once or holder != first:
+            if at_once or holder != first or should_stop():
                 return None
             time.sleep(interval() / 5)
             continue

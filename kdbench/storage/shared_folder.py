@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,9 +81,17 @@ class SharedFolder:
     def _place(self, mirror: Mirror) -> str:
         return mirror.place_of(self.path)
 
-    def held(self) -> bool:
-        """Return whether a process is at the run; a lock or a lease without a living owner was left by a killed one."""
-        return not is_free(self.shelf, holder_of(self.shelf), barred=self._locked())
+    def held(self, *, only_look: bool = False) -> bool:
+        """Return whether a process is at the run; a lock or a lease without a living owner was left by a killed one.
+
+        Args:
+            only_look: Whether such a lock stays, as in a store that is only read.
+        """
+        return not is_free(self.shelf, holder_of(self.shelf), barred=self._locked(only_look=only_look))
+
+    def look(self) -> None:
+        """Time the silence of whoever is at it from now on: those of several folders pass at once, not in a row."""
+        is_free(self.shelf, holder_of(self.shelf), barred=False)
 
     def tidy(self) -> None:
         """Remove what a writer left that was killed when this run was finished and others beside it were not."""
@@ -114,14 +122,17 @@ class SharedFolder:
             self.lease.confirm()
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Hold the folder's lock and its lease; what lies at a URL is brought here for that time.
 
+        Args:
+            should_stop: Asked while it is watched whether a process elsewhere that is at it still lives.
+
         Raises:
-            RunBusy: If another process is at it.
+            RunBusy: If another process is at it, or may be and this one is to stop.
         """
         with self._file_lock() as locked:
-            lease = claim(self.shelf, barred=not locked)
+            lease = claim(self.shelf, barred=not locked, should_stop=should_stop)
             if lease is None:
                 raise RunBusy(f"{self.shelf.label}: another process is training this run; wait for it or stop it")
             self.lease = lease
@@ -163,14 +174,15 @@ class SharedFolder:
                 (self.path / LOCK).unlink(missing_ok=True)
                 lock.release()
 
-    def _locked(self) -> bool:
+    def _locked(self, *, only_look: bool) -> bool:
         if not (self.path / LOCK).exists():
             return False
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except (Timeout, OSError):  # of one that cannot be opened nobody knows
             return True
-        (self.path / LOCK).unlink(missing_ok=True)
+        if not only_look:
+            (self.path / LOCK).unlink(missing_ok=True)
         lock.release()
         return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdbench.errors import KdbenchError
-from kdbench.files import set_aside, sweep_temporary, write_atomic
+from kdbench.files import cannot_write, set_aside, sweep_temporary, unreadable, write_atomic
 from kdbench.training.safe_load import fault_of, load_tensors, overlaps, tensors_in
 
 KEEP = 2
@@ -20,6 +22,7 @@ SCHEMA = 2  # 2: several optimizers, notes
 _NAME = re.compile(r"^p(\d+)-e(\d+)-s(\d+)-([0-9a-f]{16})\.pt$")
 _REMEDY = "finish the run with the version that started it, or remove its folder"
 State = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
@@ -33,33 +36,44 @@ class CheckpointFolder:
         self.path = path
 
     def save(self, state: State, position: tuple[int, int, int]) -> None:
-        """Write a state that stands at (phase, epoch, step), then drop all but the newest two.
+        """Write a state that stands at (phase, epoch, step), then drop all up to there but the newest two.
+
+        Later ones are none of this start: it could not read them, and one that goes back to them may be able to.
 
         Raises:
-            StoreError: If it cannot be written; the older ones are untouched.
+            StoreError: If it cannot be written, and the older ones are untouched; or if an older one cannot be removed.
         """
         buffer = io.BytesIO()
         torch.save({"schema": SCHEMA, **_written_out(state)}, buffer)
         data = buffer.getvalue()
         phase, epoch, step = position
         digest = hashlib.sha256(data).hexdigest()[:16]
-        write_atomic(self.path / f"p{phase:02d}-e{epoch:05d}-s{step:07d}-{digest}.pt", data)
-        for old in self._files()[:-KEEP]:
-            old.unlink()
+        saved = self.path / f"p{phase:02d}-e{epoch:05d}-s{step:07d}-{digest}.pt"
+        write_atomic(saved, data)
+        for old in [path for path in self._files() if path.name <= saved.name][:-KEEP]:
+            with cannot_write(old):
+                old.unlink(missing_ok=True)
 
     def newest(self) -> State | None:
         """Return the newest sound state, or None; damaged files are renamed to ``*.corrupt``.
 
+        A file that the system does not let read, or rename, keeps its name, with a warning: it need not be damaged, and
+        a later start may find it whole.
+
         Raises:
             KdbenchError: If a file is what its name says, but not what kdbench writes: somebody made it.
+            StoreError: If the folder cannot be listed.
         """
-        if self.path.is_dir():
+        with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
             sweep_temporary(self.path)
         for path in reversed(self._files()):
-            state = self._read(path)
-            if state is not None:
-                return state
-            set_aside(path)
+            try:
+                if (state := self._read(path)) is not None:
+                    return state
+                set_aside(path)
+            except OSError as error:
+                said = error.strerror or error
+                _log.warning("%s: cannot be read or set aside (%s); the checkpoint before it is used", path, said)
         return None
 
     def damaged(self) -> list[Path]:
@@ -67,16 +81,23 @@ class CheckpointFolder:
         return sorted(self.path.glob("*.corrupt*"))
 
     def remove(self) -> None:
-        """Delete the folder of a finished run; damaged files set aside are kept."""
-        for path in self._files():
-            path.unlink()
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Delete the folder of a finished run; damaged files set aside are kept, and with a warning what has to be."""
+        try:
+            for path in self._files():
+                path.unlink(missing_ok=True)
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
+        except OSError as error:  # the result stands without
+            said = error.strerror or error
+            _log.warning("%s: checkpoints that nobody needs cannot be removed (%s); remove the folder", self.path, said)
 
     def _files(self) -> list[Path]:
-        if not self.path.is_dir():
+        try:
+            return sorted(path for path in self.path.iterdir() if _NAME.match(path.name))
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(path for path in self.path.iterdir() if _NAME.match(path.name))
+        except OSError as error:
+            raise unreadable(self.path, error) from error
 
     @staticmethod
     def _read(path: Path) -> State | None:

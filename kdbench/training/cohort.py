@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from kdbench import __version__
 from kdbench.artefacts import TeacherManifest, TeacherStore
 from kdbench.backbones.base import Network
 from kdbench.config.schema import Anchor
-from kdbench.errors import FAULTS, ConfigError
+from kdbench.errors import FAULTS, ConfigError, StoreError
 from kdbench.method import AnyMethod, Setup
 from kdbench.options import apply_deviations
 from kdbench.plan import network_info, open_source
@@ -240,6 +241,7 @@ def _start(
     entry = Trained(lane, folder, data, tuple(manifests), settings, formats)
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = team.leader_first(lambda: checkpoints.newest() if lane.active else None)
+    _check_same_checkpoint(state, folder, team)
     if state is not None:
         _check_resumable(state, spec, _identity(spec, entry.teachers, workplace.machine, settings))
         try:
@@ -287,6 +289,16 @@ def lane_of(
     )
     labels = data.train.labels.to(batches.device, copy=True)  # a copy: the batch stream may hold the same memory
     return Lane(spec, method, student, context, batches.device, Setup(labels, tuple(teachers)), anchor, team)
+
+
+def _check_same_checkpoint(state: dict[str, Any] | None, folder: RunFolder, team: Team) -> None:
+    """Refuse to go on where a disk let one member read a checkpoint that it does not let another one read."""
+    found = team.everyones(None if state is None else state.get("position"))
+    if any(position != found[0] for position in found):
+        raise StoreError(
+            f"{folder.checkpoints}: the devices of the run cannot all read the same checkpoint (phase, epoch and step "
+            f"by device: {found}); see that each machine can read all files there, and start again"
+        )
 
 
 # What a checkpoint of before there was such an entry would say.

@@ -20,6 +20,7 @@ from kdbench.datasets.base import DatasetInfo, Split
 from kdbench.datasets.splits import channel_statistics
 from kdbench.errors import ConfigError, ProblemList
 from kdbench.evaluation import TestSet, evaluate
+from kdbench.files import sweep_dead
 from kdbench.plan import dataset_ref, open_source
 from kdbench.training.cohort import Workplace
 from kdbench.training.foreign import Contents, State, read_checkpoint, some
@@ -88,6 +89,7 @@ def import_teacher(foreign: Foreign, place: Workplace) -> tuple[TeacherManifest,
     network.place(place.machine.device, channels_last=backbone_entry.channels_last)
     notes += _normalise(network.eval(), foreign.normalisation, source.train(), info, place)
     predictions = TestSet(source, place.machine.device, batch_size=500).predict(network)
+    sweep_dead(place.teachers.folder(reference, name))  # of imports that were killed; none claims the folder
     manifest = write_artefact(
         place.teachers, network, predictions, info, reference,
         name=name, backbone=backbone, origin="imported", recipe=foreign.file.name, recipe_sha256=digest,

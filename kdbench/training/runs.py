@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from pydantic import JsonValue
 
 from kdbench.errors import FAULTS, ConfigError
 from kdbench.records import Environment, Record
-from kdbench.spec import RunSpec
+from kdbench.spec import PluginRef, RunSpec
 from kdbench.storage.lease import LeaseLost
-from kdbench.store import RECORD, SPEC, RunBusy, RunFolder, RunStore
+from kdbench.store import CHECKPOINTS, RECORD, SPEC, RunBusy, RunFolder, RunStore
 from kdbench.training import attempts, retry
 from kdbench.training.attempts import Attempts, now
 from kdbench.training.checkpoint import CheckpointFolder
@@ -23,6 +23,7 @@ from kdbench.training.lock import Lock
 from kdbench.training.results import finish, identity_of, measure, outcome
 from kdbench.training.safe_mode import AS_PLANNED, SAFE, Settings, applied
 from kdbench.training.team.members import Fallen
+from kdbench.training.trainer import Interrupted
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,17 @@ class Start:
 
 
 def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) -> list[Record]:
-    """Train the unfinished ones of the given runs together and return the records of all.
+    """Train the unfinished ones of the given runs together and return the records of all that are not cancelled.
 
-    A run that is to be tried again with safe settings goes alone, when the others have their records.
+    A run that is to be tried again with safe settings goes alone, when the others have their records. One that was
+    cancelled before it began is not begun, and the others are trained without it.
 
     The members of a team all call this with the same run. The leader claims and records it; to the others it tells what
     to train, and they return nothing.
 
     Raises:
         RunBusy: If another process is at one of them.
-        Interrupted: If asked to stop; the runs are saved.
+        Interrupted: If asked to stop; the runs are saved. Likewise if all were cancelled.
         LeaseLost: If another process has taken one of them over; nothing more is written.
         FreshProcess: If a safe retry cannot be made in this process.
         Fallen: If another member's part than the leader's failed.
@@ -72,10 +74,9 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
     if unplanned := [folder.shelf.label for folder in folders if not folder.has(SPEC)]:
         raise ConfigError(f"{unplanned[0]}: no such run in the store; kdbench run plans runs before it trains them")
     with contextlib.ExitStack() as stack:
-        for folder in sorted(folders, key=lambda folder: folder.path):  # of two that want the same runs one gets them
-            stack.enter_context(folder.claimed())
-        records = {folder.path: record for folder in folders if (record := folder.record())}
-        todo = [folder for folder in folders if folder.path not in records]
+        wanted = _claimed(folders, stack, workplace.should_stop)
+        records = {folder.path: record for folder in wanted if (record := folder.record())}
+        todo = [folder for folder in wanted if folder.path not in records]
         if not todo:
             team.told(None)
         if first := [folder for folder in todo if not retry.settings_after(attempts.earlier(folder))]:
@@ -85,7 +86,31 @@ def run_cohort(run_ids: Sequence[str], store: RunStore, workplace: Workplace) ->
                 _check_followed(folder, first, workplace)
                 retry.free_memory(workplace.machine.device)
                 records |= _train([folder], workplace, SAFE)
-    return [records[folder.path] for folder in folders]
+    if not wanted:
+        raise cancelled(run_ids)
+    return [records[folder.path] for folder in folders if folder in wanted]
+
+
+def cancelled(run_ids: Sequence[str]) -> Interrupted:
+    """Return what says that runs were cancelled before they began."""
+    return Interrupted(f"cancelled before they began: {', '.join(run_ids)}; the command that planned them begins them")
+
+
+def _claimed(
+    folders: Sequence[RunFolder], stack: contextlib.ExitStack, should_stop: Callable[[], bool]
+) -> list[RunFolder]:
+    """Claim folders for as long as a stack lasts; return them without those of cancelled runs, which are given back."""
+    ordered = sorted(folders, key=lambda folder: folder.path)  # of two that want the same runs one gets them
+    for folder in ordered[1:]:
+        folder.look()  # else a cohort whose machine is gone would be waited for run by run
+    wanted = []
+    for folder in ordered:
+        with contextlib.ExitStack() as claim:
+            claim.enter_context(folder.claimed(should_stop))
+            if folder.lease is None or not folder.lease.stopping or folder.has(RECORD):
+                stack.enter_context(claim.pop_all())
+                wanted.append(folder)
+    return [folder for folder in folders if folder in wanted]
 
 
 def _train(folders: Sequence[RunFolder], workplace: Workplace, settings: Settings) -> dict[Path, Record]:
@@ -183,7 +208,9 @@ def _end(trained: Trained, start: Start, workplace: Workplace) -> Record | None:
     return record
 
 
-def record_dead(folder: RunFolder, classes: int, environment: Environment, reason: str) -> Record:
+def record_dead(
+    folder: RunFolder, classes: int, environment: Environment, reason: str, plugins: tuple[PluginRef, ...] = ()
+) -> Record:
     """Record a run whose worker died without a word; its checkpoints stay for ``--retry-failed``.
 
     Args:
@@ -191,6 +218,7 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
         classes: Classes of its dataset.
         environment: Where it ran, as planned.
         reason: How it ended.
+        plugins: Every plugin that was loaded.
 
     Raises:
         RunBusy: If another process is at it after all.
@@ -202,7 +230,7 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
         record = Record(
             **identity_of(spec), classes=classes, status="infra_failed", reason=retry.told(reason, starts),
             environment=environment, started_at=starts[0].started_at if starts else now(), ended_at=now(),
-            attempts=starts,
+            attempts=starts, plugins_loaded=plugins,
         )  # fmt: skip
         record = folder.write_record(record)
         attempts.forget(folder)
@@ -210,13 +238,26 @@ def record_dead(folder: RunFolder, classes: int, environment: Environment, reaso
 
 
 def tidy(folder: RunFolder) -> None:
-    """Remove what a writer left that was killed when its run was finished: its lock, its lease, its checkpoints."""
+    """Remove what a writer left that was killed when its run was finished: lock, lease, checkpoints, attempts."""
     folder.tidy()
-    if folder.checkpoints.is_dir() and folder.has(RECORD) and not folder.held():
+    if _has_leftovers(folder) and not folder.held():
         with contextlib.suppress(RunBusy), folder.claimed():
-            record = folder.record()
-            if record is not None and record.status != "infra_failed":  # a failed run may be tried again from them
-                CheckpointFolder(folder.checkpoints).remove()
+            if (record := folder.record()) is not None:
+                attempts.forget(folder)  # the record has them
+                if record.status != "infra_failed":  # a failed run may be tried again from its checkpoints
+                    CheckpointFolder(folder.checkpoints).remove()
+
+
+def _has_leftovers(folder: RunFolder) -> bool:
+    """Return whether a run with a record has checkpoints or attempts; of one at a URL, the copy here does not tell."""
+    if folder.mirror is None:
+        return (folder.checkpoints.is_dir() or folder.has(attempts.ATTEMPTS)) and folder.has(RECORD)
+    names = set(folder.shelf.names())
+    if RECORD not in names:
+        return False
+    return attempts.ATTEMPTS in names or (
+        CHECKPOINTS in names and any(name.endswith(".pt") for name in folder.shelf.at(CHECKPOINTS).names())
+    )
 
 
 def forget_failure(folder: RunFolder) -> None:

@@ -20,7 +20,7 @@ def load_tensors(source: Path | io.BytesIO) -> Any:
     """Return what a file of torch holds, on the CPU; the caller allows more types than tensors, if any.
 
     Raises:
-        Refused: If its entries are compressed or have wrong checksums.
+        Refused: If its entries are compressed, overlap or have wrong checksums.
         Exception: Whatever torch raises on a damaged pickle, or one that names more than tensors.
     """
     _check_archive(source)
@@ -62,11 +62,20 @@ def tensors_in(tree: object) -> Iterator[Tensor]:
 
 
 def _check_archive(source: Path | io.BytesIO) -> None:
-    """Refuse what torch does not look at: compressed entries, which expand without limit, and wrong checksums."""
+    """Refuse what torch does not look at: entries that unpack to more than the file holds, and wrong checksums.
+
+    Compressed ones expand without limit, and a directory may name the same bytes thousands of times.
+    """
     if not zipfile.is_zipfile(source):
         return
+    size = source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size
     with zipfile.ZipFile(source) as archive:
         if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
             raise Refused("a checkpoint with compressed entries is not one torch wrote; refused")
+        if (claimed := sum(item.file_size for item in archive.infolist())) > size:
+            raise Refused(
+                f"its entries claim {claimed:,} bytes, more than the {size:,} of the file, so some overlap, as in no "
+                "checkpoint torch wrote; refused"
+            )
         if bad := archive.testzip():
             raise Refused(f"damaged: checksum of {bad} is wrong; get the file again")

@@ -89,7 +89,7 @@ def train_teacher(recipe: Recipe, workplace: Workplace) -> TeacherManifest:
     store = workplace.teachers
     spec = recipe.spec()
     folder = training_folder(recipe, store)
-    with folder.claimed():
+    with folder.claimed(workplace.should_stop):
         if store.exists(recipe.dataset, recipe.name):
             return store.made_by(recipe.dataset, recipe.name, recipe.anchor.sha256)
         if recipe.anchor.pretrained:

@@ -106,6 +106,8 @@ def _check(name: str, one: Path, differences: list[str]) -> Check:
 def _weights(one: Path, other: Path) -> Check:
     if not one.is_file():
         return Check("weights", f"no {one.name} beside the record, as in published boards; not compared")
+    if not other.is_file():
+        return _check("weights", one, ["there, and the second training left none"])
     if one.read_bytes() == other.read_bytes():
         return _check("weights", one, [])
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, RunError
 from kdbench.records import Record
 from kdbench.spec import RunSpec
 from kdbench.store import RECORD, SPEC, RunFolder, RunStore
@@ -75,11 +75,19 @@ def rerun(run: Finished, store: RunStore, workplace: Workplace) -> tuple[Check, 
 
     Raises:
         ConfigError: If teachers or data are not those of the run.
+        RunError: If the second training failed, so that there is nothing to compare.
     """
     check_teachers(run, workplace)
     store.register([run.spec])
     run_cohort([run.spec.run_id], store, workplace)
-    return compare(run.folder, store.folder(run.spec.run_id))
+    second = store.folder(run.spec.run_id)
+    record = second.peek()
+    if record is not None and record.status == "infra_failed":
+        raise RunError(
+            f"{run.folder.path}: cannot be compared, as the second training failed: {record.reason}; this says nothing "
+            "of the run's result: mend the cause, and verify again"
+        )
+    return compare(run.folder, second)
 
 
 def check_teachers(run: Finished, workplace: Workplace) -> None:

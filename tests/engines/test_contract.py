@@ -107,3 +107,22 @@ def test_two_commands_at_once_do_every_run_once(held: Held, undisturbed: Place, 
     check_equal(held.place, undisturbed, ALONE)
     if engine.name == "slurm":
         assert len(notes(held.place)) == 1, "it was submitted twice"
+
+
+def test_a_run_that_is_cancelled_before_it_begins_never_begins(held: Held, engine: Engine, undisturbed: Place) -> None:
+    """It may wait in the command, in the queue of a cluster, or for a node that the other run has."""
+    held.acts.mkdir(exist_ok=True)
+    (held.acts / "hold").touch()
+    words = ["run", *held.place.cells(ALONE, 2), "--threads", 1, "--jobs", 1, "--lanes", 1, *engine.words]
+    command = start(*words)
+    held.await_standstill(command)
+    waiting = held.place.folder(ALONE, 1)
+    outcome = kdbench("cancel", held.place.runs, waiting.relative_to(held.place.runs))
+    assert outcome.out.startswith("asked to stop: 0 running, 1 waiting; "), outcome
+    (held.acts / "hold").unlink()
+    outcome = finish(command)
+    assert outcome.code == 75, outcome
+    assert f"cancelled: {waiting.relative_to(held.place.runs)}; " in outcome.err
+    check_equal(held.place, undisturbed, ALONE)
+    assert sorted(path.name for path in waiting.iterdir() if path.name != "run.lock") == ["spec.json", "stop"]
+    assert kdbench(*words).code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commandline import Place, finish
+from commandline import Place, finish, kdbench, start
 from contract import ALONE, Engine, Held, acts, attempts, check_equal, kill
 from slurm_cluster import Cluster, until
 
@@ -92,3 +92,22 @@ def test_what_somebody_cancels_is_not_put_back(cluster: Cluster, tmp_path: Path)
         outcome = held.go_on()
     assert outcome.code == 0, outcome
     assert attempts(held.place, ALONE) == ["Interrupted", "ok"], "it had saved"
+
+
+def test_what_is_cancelled_in_the_queue_leaves_it(cluster: Cluster, tmp_path: Path) -> None:
+    with acts(tmp_path / "acts"):
+        held = Held(Place(tmp_path), Engine("slurm", ()), tmp_path / "acts")
+        (held.acts / "hold").touch()
+        words = ("--lanes", 1, "--jobs", 1, "--threads", 1, "--executor", "slurm", "--device", "cpu")
+        command = start("run", *held.place.cells(ALONE, 2), *words, "--executor-option", "poll=0.2")
+        held.await_standstill(command)
+        assert queued_again(cluster)
+        waiting = held.place.folder(ALONE, 1)
+        kdbench("cancel", held.place.runs, waiting.relative_to(held.place.runs))
+        until(lambda: not queued_again(cluster), "the end of what was cancelled")
+        assert len(cluster.jobs()) == 1, "the other one goes on"
+        (held.acts / "hold").unlink()
+        outcome = finish(command)
+    assert outcome.code == 75, outcome
+    assert "CANCELLED" not in outcome.err
+    assert not (waiting / "attempts.json").exists()

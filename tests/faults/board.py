@@ -30,6 +30,7 @@ from kdbench.files import TEMPORARY
 from kdbench.plan import Plan, Request, make_plan
 from kdbench.registry import load
 from kdbench.store import PREDICTIONS, WEIGHTS, RunFolder, RunStore
+from kdbench.training.attempts import ATTEMPTS
 from kdbench.training.teacher_cache import CachePlace
 from kdbench.training.teachers import recipes_of
 
@@ -160,10 +161,11 @@ class Place:
         return found
 
     def leftovers(self, names: Sequence[str]) -> list[str]:
-        """Return what nobody will remove: temporary files, locks, checkpoints of finished runs."""
-        checkpoints = [path for name in names for path in self.folder(name).path.rglob("*.pt")]
+        """Return what nobody will remove: temporary files, locks, checkpoints and attempts of finished runs."""
+        inside = [path for name in names for path in self.folder(name).path.rglob("*")]
+        left = [path for path in inside if path.suffix == ".pt" or path.name == ATTEMPTS]
         locks = [path for path in self.root.rglob("*.lock") if path.parent != self.cache]  # the cache keeps its own
-        found = [*self.root.rglob(f"{TEMPORARY}*"), *locks, *checkpoints]
+        found = [*self.root.rglob(f"{TEMPORARY}*"), *locks, *left]
         return sorted(str(path.relative_to(self.root)) for path in found)
 
     def problems(

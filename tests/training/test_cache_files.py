@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdbench.files import TEMPORARY
 from kdbench.spec import DatasetRef
 from kdbench.training.teacher_cache import CachePlace
 from kdbench.training.teacher_cache.entries import HEADER, Entries, row_type, size_of
@@ -186,6 +187,21 @@ def test_no_file_is_made_beyond_the_limit(place: CachePlace, caplog: pytest.LogC
     assert "raise --cache-size, or remove files there; teacher 'big' runs live" in warning
     assert opened(small, one) is not None, "what is there is used"
     assert opened(CachePlace(place.folder, 2 * size_of(one)), other) is not None
+
+
+def test_what_a_killed_process_left_half_made_is_swept_and_not_counted(place: CachePlace) -> None:
+    one, other = key_of(), key_of(teacher="b" * 64)
+    full = CachePlace(place.folder, 2 * size_of(one))
+    made = opened(full, one)
+    assert made is not None
+    left = other.path(full.folder)
+    left = left.with_name(f"{TEMPORARY}{os.getpid()}-{left.name}")  # the number may be another process's by now
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.touch()
+    os.truncate(left, size_of(other))
+    assert opened(full, other) is not None
+    assert not left.exists()
+    assert made.is_at_its_path()
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,8 +14,10 @@ import torch
 
 from kdbench.errors import KdbenchError, StoreError
 from kdbench.files import TEMPORARY
-from kdbench.training import checkpoint
+from kdbench.store import RunFolder
+from kdbench.training import checkpoint, cohort
 from kdbench.training.checkpoint import CheckpointFolder
+from kdbench.training.team.members import Team
 from kdbench.training.trainer import Interrupted
 
 
@@ -192,3 +194,105 @@ def test_expanded_tensors_of_a_methods_own_are_written_out(tmp_path: Path) -> No
     assert torch.equal(state["method"]["wide"], one.repeat(4, 1))
     assert state["method"]["pair"][0].tolist() == [0.0, 0.0]
     assert (state["method"]["pair"][1], state["n"]) == ("a", 1)
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, what: str, *paths: Path) -> None:
+    """Let the system refuse an operation on some files."""
+    original = getattr(Path, what)
+
+    def refuse(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self in paths:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, what, refuse)
+
+
+def test_a_run_goes_on_from_before_one_that_cannot_be_read(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = lab.spec("toy_bank")
+    folder = _stop(lab, spec)
+    newest = _files(folder)[-1]
+    _failing(monkeypatch, "read_bytes", newest)
+    (record,) = lab.run([spec], "cut")
+    monkeypatch.undo()
+    lab.run([spec], "whole")
+    assert _weights(lab, spec, "cut") == _weights(lab, spec, "whole")
+    said = "cannot be read or set aside (Input/output error); the checkpoint before it is used"
+    assert f"{newest}: {said}" in caplog.messages
+    assert record.attempts[-1].from_epoch > 0
+    assert not folder.path.exists()
+
+
+def test_one_that_cannot_be_read_costs_no_newer_one_and_is_used_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for epoch in (8, 9):
+        folder.save(_tensors(epoch), (0, epoch, 0))
+    with monkeypatch.context() as patch:
+        _failing(patch, "read_bytes", *_files(folder))
+        assert folder.newest() is None
+        for epoch in (1, 2, 3):  # the run begins again
+            folder.save(_tensors(epoch), (0, epoch, 0))
+        state = folder.newest()
+        assert state is not None
+        assert state["x"][0] == 3
+    assert [path.name[4:10] for path in _files(folder)] == ["e00002", "e00003", "e00008", "e00009"]
+    state = folder.newest()
+    assert state is not None
+    assert state["x"][0] == 9
+
+
+def test_a_damaged_one_that_cannot_be_renamed_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for epoch in (1, 2):
+        folder.save(_tensors(epoch), (0, epoch, 0))
+    newest = _files(folder)[-1]
+    newest.write_bytes(b"")
+    _failing(monkeypatch, "rename", newest)
+    state = folder.newest()
+    assert state is not None
+    assert state["x"][0] == 1
+    assert newest.exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _failing(monkeypatch, "iterdir", tmp_path)
+    with pytest.raises(StoreError) as caught:
+        CheckpointFolder(tmp_path).newest()
+    assert str(caught.value) == f"{tmp_path}: cannot be read (Input/output error)"
+
+
+def test_old_ones_that_cannot_be_removed_are_the_stores_fault(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".pt" and not self.name.startswith(TEMPORARY):
+            raise OSError(errno.EACCES, "Permission denied")
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (record,) = lab.run([lab.spec("toy_bank")], "runs")
+    assert record.status != "infra_failed"
+    assert record.attempts[-1].outcome.endswith("checkpoints could not be saved")
+    assert any(".pt: cannot be written (Permission denied); choose another folder" in said for said in caplog.messages)
+    assert caplog.messages[-1].endswith("cannot be removed (Permission denied); remove the folder")
+
+
+def test_a_team_that_reads_different_checkpoints_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One member's disk failed, and it went back to the checkpoint before."""
+    team, folder = Team(0, 2), RunFolder(tmp_path)
+    state: dict[str, Any] = {"position": [0, 2, 0]}
+    monkeypatch.setattr(Team, "everyones", lambda _self, mine: [mine, mine])
+    cohort._check_same_checkpoint(state, folder, team)
+    cohort._check_same_checkpoint(None, folder, team)
+    monkeypatch.setattr(Team, "everyones", lambda _self, mine: [mine, [0, 1, 0]])
+    for found in (state, None):
+        with pytest.raises(StoreError, match=r"checkpoint: the devices of the run cannot all read the same checkpoint"):
+            cohort._check_same_checkpoint(found, folder, team)

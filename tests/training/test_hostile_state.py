@@ -44,6 +44,16 @@ def compressed(data: bytes) -> bytes:
     return out.getvalue()
 
 
+def overlapping(data: bytes) -> bytes:
+    """Return a file whose directory names one entry a thousand times."""
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as archive:
+        item = archive.getinfo("archive/data/0")
+        archive.writestr("archive/data/last", b"")  # so that the directory is written again
+        archive.filelist += [item] * 1000
+    return out.getvalue()
+
+
 def flipped(data: bytes) -> bytes:
     """Flip a bit of the first tensor; the file's name fits, the archive's checksum does not."""
     place = data.index(torch.full((64,), 7.0).numpy().tobytes()) + 3
@@ -56,6 +66,7 @@ CYCLE["student"]["itself"] = CYCLE
 HARMFUL: dict[str, tuple[Callable[[], bytes], str]] = {
     "code": (lambda: saved({**GOOD, "x": Touch()}), "not a checkpoint of kdbench (UnpicklingError: "),
     "compressed": (lambda: compressed(saved(GOOD)), "with compressed entries is not one torch wrote; refused"),
+    "overlapping": (lambda: overlapping(saved(GOOD)), "its entries claim "),
     "flipped bit": (lambda: flipped(saved(GOOD)), "damaged: checksum of archive/data/0 is wrong"),
     "text": (lambda: b"hello", "not a checkpoint of kdbench ("),
     "empty": (lambda: b"", "not a checkpoint of kdbench (EOFError"),

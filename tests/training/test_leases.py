@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -14,17 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commandline import kdbench
 
 from kdbench.cli import main
+from kdbench.cli.main import State
+from kdbench.cli.run_one import inline_worker
 from kdbench.errors import KdbenchError, StoreError
+from kdbench.execution.events import Event
+from kdbench.execution.inline import InlineExecutor
+from kdbench.execution.jobs import Settings, runs_job
 from kdbench.records import Record, parse_json
 from kdbench.spec import RunSpec
 from kdbench.storage import owner as owners
-from kdbench.storage.heartbeat import HEARTBEAT, INTERVAL_VARIABLE
+from kdbench.storage.heartbeat import HEARTBEAT, INTERVAL_VARIABLE, STALE_BEATS
+from kdbench.storage.owner import Owner
 from kdbench.storage.places import SCRATCH_VARIABLE, Url
 from kdbench.storage.shelf import PathShelf
-from kdbench.store import PREDICTIONS, RECORD, WEIGHTS, RunStore
-from kdbench.training.runs import run_cohort
+from kdbench.store import PREDICTIONS, RECORD, WEIGHTS, RunBusy, RunFolder, RunStore
+from kdbench.training.runs import _claimed, run_cohort
+from kdbench.training.trainer import Interrupted
 
 BEAT = 0.05
 KILLS = 8
@@ -204,6 +213,77 @@ def test_a_cancelled_run_is_saved_and_goes_on_when_it_is_wanted(
     site.run()
     record = site.check_equal(whole)
     assert [attempt.outcome.partition(":")[0] for attempt in record.attempts] == ["Interrupted", "ok"]
+
+
+def test_a_cohort_whose_machine_is_gone_is_waited_for_once_and_not_run_by_run(tmp_path: Path) -> None:
+    folders = [RunFolder(tmp_path / name) for name in "fbdcea"]
+    gone = Owner.me().model_copy(update={"place": "another machine"})
+    for folder in folders:
+        folder.shelf.create("lease-00001.json", gone.model_dump_json().encode())
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        assert _claimed(folders, stack, lambda: False) == folders
+        waited = time.monotonic() - began
+    assert STALE_BEATS * BEAT <= waited < 3 * STALE_BEATS * BEAT
+
+
+def test_who_is_told_to_stop_while_it_waits_for_a_silent_owner_stops(lab: Any, spec: RunSpec) -> None:
+    site = Site(lab, spec, "path")
+    gone = Owner.me().model_copy(update={"place": "another machine"})
+    site.folder.joinpath("lease-00001.json").write_text(gone.model_dump_json(), encoding="utf-8")
+    with pytest.raises(RunBusy) as caught:
+        site.run(should_stop=lambda: True)
+    assert caught.value.exit_code == BUSY
+    assert sorted(path.name for path in site.folder.iterdir()) == ["lease-00001.json", "spec.json"]
+
+
+@BOTH
+def test_a_run_that_was_cancelled_before_it_began_is_not_begun_and_keeps_no_other_from_it(
+    lab: Any, spec: RunSpec, whole: Path, kind: str
+) -> None:
+    site = Site(lab, spec, kind)
+    other = lab.spec("student", anchor=spec.anchor)
+    store = RunStore(site.where)
+    store.register([other])
+    store.folder(other.run_id).cancel()
+    (record,) = run_cohort([other.run_id, spec.run_id], store, lab.place)
+    assert record.run_id == spec.run_id
+    site.check_equal(whole)
+    assert sorted(path.name for path in (site.root / other.run_id).iterdir() if path.name != "run.lock") == [
+        "spec.json", "stop"
+    ]  # fmt: skip
+    assert not store.folder(other.run_id).held()
+    with pytest.raises(Interrupted) as caught:
+        run_cohort([other.run_id], store, lab.place)
+    assert str(caught.value) == (
+        f"cancelled before they began: {other.run_id}; the command that planned them begins them"
+    )
+    assert caught.value.exit_code == BUSY
+    store.folder(spec.run_id).cancel()
+    assert len(run_cohort([spec.run_id], store, lab.place)) == 1, "what is done is done"
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_worker_with_cancelled_runs_does_the_others_and_says_that_it_was_stopped(lab: Any, inline: bool) -> None:
+    wanted, other = lab.spec("student"), lab.spec("vanilla_kd")
+    store, teachers = RunStore(lab.root / "runs"), lab.place.teachers.root
+    store.register([wanted, other])
+    store.folder(other.run_id).cancel()
+    said = f"cancelled before they began: {other.run_id}; the command that planned them begins them"
+    if inline:
+        seen: list[Event] = []
+        settings = Settings(store.root, teachers, Path("data"), ("cpu",), 1)
+        engine = InlineExecutor(inline_worker(settings, seen.append, State()))
+        engine.submit(runs_job([wanted.run_id, other.run_id], store.root))
+        ended = engine.wait()
+        assert (ended.exit_code, ended.error) == (BUSY, f"kdbench: {said}")
+        assert [event.data["run_id"] for event in seen if event.kind == "record"] == [wanted.run_id]
+    else:
+        words = ("--store", store.root, "--teachers", teachers, "--device", "cpu", "--threads", 1)
+        outcome = kdbench("run-one", *words, "--run", wanted.run_id, "--run", other.run_id)
+        assert (outcome.code, outcome.err) == (BUSY, f"kdbench: {said}\n")
+        assert outcome.out.startswith(f"{wanted.run_id}: ok ")
+    assert store.folder(other.run_id).shelf.names() == ["spec.json", "stop"]
 
 
 def test_a_url_that_is_away_for_a_while_costs_no_run(

@@ -18,7 +18,9 @@ from kdbench.backbones.base import Network
 from kdbench.datasets.digits import Digits
 from kdbench.evaluation import read_predicted
 from kdbench.records import EpochReport, Record
-from kdbench.store import EPOCHS, PREDICTIONS, RECORD, WEIGHTS
+from kdbench.storage.places import SCRATCH_VARIABLE, Url
+from kdbench.store import CHECKPOINTS, EPOCHS, PREDICTIONS, RECORD, WEIGHTS, RunStore
+from kdbench.training.attempts import ATTEMPTS
 from kdbench.training.results import deployed_weights
 from kdbench.training.runs import tidy
 from kdbench.training.trainer import Interrupted
@@ -231,15 +233,54 @@ def test_equal_weights_are_equal_bytes(lab: Any) -> None:
 
 
 def test_what_a_killed_writer_left_of_a_finished_run_goes(lab: Any) -> None:
-    """It was killed between the record and the end of its checkpoints; those of a failed run are for another try."""
+    """It was killed behind the record, before checkpoints and attempts; checkpoints of a failed run are kept."""
     record, folder = run(lab, "student")
     left = folder.checkpoints / f"p01-e00000-s0000000-{'0' * 16}.pt"
     left.parent.mkdir()
     left.touch()
+    (folder.path / ATTEMPTS).write_text("[]")
     tidy(folder)
     assert not left.parent.exists()
+    assert not (folder.path / ATTEMPTS).exists()
+    (folder.path / ATTEMPTS).write_text("[]")
+    tidy(folder)
+    assert not (folder.path / ATTEMPTS).exists(), "although nothing else was left"
     left.parent.mkdir()
     left.touch()
     (folder.path / RECORD).write_text(record.model_copy(update={"status": "infra_failed"}).model_dump_json())
+    (folder.path / ATTEMPTS).write_text("[]")
     tidy(folder)
+    assert not (folder.path / ATTEMPTS).exists(), "the record has them"
     assert left.exists()
+
+
+def test_what_a_killed_writer_left_at_a_url_goes(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local copy holds nothing of it; what was set aside as damaged stays, there as here."""
+    record, _ = run(lab, "student")
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(lab.root / "scratch"))
+    there = RunStore(Url(f"file://{lab.root}/runs")).folder(record.run_id)
+    before = there.shelf.find()
+    left, damaged = (f"{CHECKPOINTS}/p01-e00000-s0000000-{'0' * 16}.pt{suffix}" for suffix in ("", ".corrupt"))
+    for name in (left, damaged):
+        there.shelf.write(name, b"")
+    tidy(there)
+    assert set(there.shelf.find()) == {*before, damaged}
+    claims: list[object] = []
+    monkeypatch.setattr(type(there), "claimed", claims.append)
+    tidy(there)
+    assert claims == [], "nothing is left to do"
+    monkeypatch.undo()
+    there.shelf.write(left, b"")
+    there.shelf.write(RECORD, record.model_copy(update={"status": "infra_failed"}).model_dump_json().encode())
+    tidy(there)
+    assert there.shelf.read(left) == b"", "it may be tried again from them"
+
+
+def test_attempts_of_an_unfinished_run_are_not_tidied_away(lab: Any) -> None:
+    spec = lab.spec("student")
+    with pytest.raises(Interrupted):
+        lab.run([spec], "runs", should_stop=lab.stop_after(6))
+    (folder,) = lab.folders([spec], "runs")
+    before = (folder.path / ATTEMPTS).read_bytes()
+    tidy(folder)
+    assert (folder.path / ATTEMPTS).read_bytes() == before

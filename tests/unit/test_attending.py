@@ -118,3 +118,21 @@ def test_what_is_wrong_is_said_before_any_work(option: str, message: str, tmp_pa
     with pytest.raises(ConfigError) as caught:
         engine.open(Opening(settings, lambda _event: None, engine.options([option])))
     assert str(caught.value).startswith(message)
+
+
+def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise RayError("Token authentication is enabled but no authentication token was found")  # as its subclass does
+
+    monkeypatch.setattr(ray, "init", refuse)
+    engine = load().executors["ray"]
+    settings = Settings(tmp_path, tmp_path, tmp_path, ("cpu",), 1)
+    with pytest.raises(ConfigError) as caught:
+        engine.open(Opening(settings, lambda _event: None, engine.options([])))
+    assert str(caught.value).startswith(
+        "--executor ray: this machine cannot be joined (Token authentication is enabled but no authentication token "
+        "was found); with RAY_AUTH_MODE=token the cluster's token must be here, too"
+    )

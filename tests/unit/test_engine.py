@@ -95,6 +95,14 @@ def test_a_time_limit_that_leaves_no_time_is_refused(registry: Registry) -> None
     )
 
 
+def test_how_much_an_engine_is_handed_is_a_number_or_an_option(registry: Registry) -> None:
+    assert engine().waiting(ResourceOptions()) == 0
+    assert engine(queue=7).waiting(ResourceOptions()) == 7
+    slurm = registry.executors["slurm"]
+    assert slurm.waiting(slurm.options([])) == 1000
+    assert slurm.waiting(slurm.options(["queue_size=90"])) == 90
+
+
 def test_numbers_may_be_names_of_partitions() -> None:
     options = SlurmOptions.model_validate({"partition": 7, "account": "a", "setup": ["module load x"]})
     assert options.partition == "7"

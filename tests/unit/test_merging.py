@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import ProblemList, StoreError
-from kdbench.files import write_atomic
+from kdbench.files import place_folder, write_atomic
 from kdbench.merging import copying, merge
-from kdbench.merging.reading import in_use, read_store
+from kdbench.merging.reading import read_store
 from kdbench.records import Record
 from kdbench.spec import RunSpec
-from kdbench.store import RECORD, RunBusy, RunFolder, RunStore
+from kdbench.store import LOCK, RECORD, RunBusy, RunFolder, RunStore
 
 
 @pytest.fixture
@@ -99,6 +99,119 @@ def test_a_kill_between_old_and_new_is_made_good_by_the_next_merge(source: RunSt
     assert names(out) == [f"{spec.run_id}/{name}" for name in names(source.root / spec.run_id)]
 
 
+EVIDENCE = {
+    "record.json.corrupt": b"half",
+    "record.json.corrupt2": b"half of another one",
+    "record.json.failed": b"an earlier failure",
+    "record.conflict-01234567.json": b"another result",
+    f"checkpoint/p00-e00001-s0000000-{'0' * 16}.pt.corrupt": b"flipped",
+}
+
+
+@pytest.fixture
+def failed(spec: RunSpec, record: Record, out: Path) -> RunFolder:
+    """Return the target's folder of the run, which failed there, with all that nobody deletes."""
+    RunStore(out).register([spec])
+    folder = RunStore(out).folder(spec.run_id)
+    folder.write_record(record.model_copy(update={"status": "infra_failed", "reason": "out of memory"}))
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / f"p00-e00001-s0000000-{'1' * 16}.pt").write_bytes(b"superseded")
+    for name, data in EVIDENCE.items():
+        (folder.path / name).write_bytes(data)
+    return folder
+
+
+def evidence(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names(folder) if name in EVIDENCE}
+
+
+def test_what_nobody_deletes_stays_when_a_failure_gives_way(
+    source: RunStore, spec: RunSpec, record: Record, failed: RunFolder, out: Path
+) -> None:
+    failure = (failed.path / RECORD).read_bytes()
+    (source.root / spec.run_id / "record.json.failed").write_bytes(b"a failure of the source's")
+    merge([source.root], out)
+    assert failed.peek() == record
+    kept = {**EVIDENCE, "record.json.failed": b"a failure of the source's"}
+    assert evidence(failed.path) == kept
+    assert (failed.path / "record.json.failed2").read_bytes() == EVIDENCE["record.json.failed"]
+    assert (failed.path / "record.json.failed3").read_bytes() == failure
+    assert [path.suffix for path in failed.checkpoints.iterdir()] == [".corrupt"]
+    assert [name for name in names(out) if "/." in name] == []
+
+
+@pytest.mark.parametrize("error", [StoreError("disk full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+def test_what_gives_way_is_back_if_the_new_run_cannot_be_placed(
+    source: RunStore, failed: RunFolder, out: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    before = {name: (failed.path / name).read_bytes() for name in names(failed.path)}
+
+    def refuse(folder: Path, target: Path) -> None:
+        if ".tmp-new-" in folder.name:
+            raise error
+        place_folder(folder, target)
+
+    monkeypatch.setattr(copying, "place_folder", refuse)
+    with pytest.raises(type(error)):
+        merge([source.root], out)
+    assert {name: (failed.path / name).read_bytes() for name in names(failed.path)} == before
+    assert [name for name in names(out) if "/." in name] == []
+
+
+def test_a_run_that_a_killed_merge_had_hidden_comes_back(
+    source: RunStore, spec: RunSpec, record: Record, failed: RunFolder, out: Path
+) -> None:
+    failure = (failed.path / RECORD).read_bytes()
+    hidden = failed.path.with_name(".tmp-old-seed3")
+    failed.path.rename(hidden)
+    merge([source.root], out, dry_run=True)
+    assert hidden.exists()
+    other = source.root / spec.model_copy(update={"seed": 4}).run_id
+    merge([other], out, with_unfinished=True)  # one that has nothing to do with it
+    assert not hidden.exists()
+    assert (failed.path / RECORD).read_bytes() == failure
+    merge([source.root], out)
+    assert failed.peek() == record
+    assert evidence(failed.path) == EVIDENCE
+    assert (failed.path / "record.json.failed2").read_bytes() == failure
+
+
+def test_a_run_that_was_begun_anew_after_it_was_hidden_takes_nothing_away(
+    source: RunStore, spec: RunSpec, record: Record, failed: RunFolder, out: Path
+) -> None:
+    hidden = failed.path.with_name(".tmp-old-seed3")
+    failed.path.rename(hidden)
+    RunStore(out).register([spec])
+    merge([source.root], out)
+    assert failed.peek() == record
+    assert evidence(failed.path) == EVIDENCE
+    assert not hidden.exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "events/outside", "folder"])
+def test_no_link_is_followed_out_of_a_run(
+    source: RunStore, spec: RunSpec, out: Path, tmp_path: Path, name: str
+) -> None:
+    secret = tmp_path / "elsewhere"
+    secret.mkdir()
+    (secret / "key").write_text("private")
+    link = source.root / spec.run_id / name
+    link.symlink_to(secret if name == "folder" else secret / "key")
+    choice = merge([source.root], out)
+    assert choice.copy == {}
+    (message,) = choice.damaged
+    assert message.startswith(f"{link}: a link to {secret}")
+    assert "a merge copies plain files: put the file itself there" in message
+    assert not out.exists()
+
+
+def test_a_lock_that_a_kill_left_in_a_source_stays_there(source: RunStore, spec: RunSpec, out: Path) -> None:
+    lock = source.root / spec.model_copy(update={"seed": 4}).run_id / LOCK
+    lock.touch()
+    assert len(merge([source.root], out, with_unfinished=True).copy) == 2
+    assert lock.exists()
+
+
 def test_one_merge_at_a_time(source: RunStore, out: Path) -> None:
     with copying.one_merge(out), pytest.raises(RunBusy, match="another merge is writing to this store"):
         merge([source.root], out)
@@ -114,7 +227,7 @@ def test_a_run_that_is_being_trained_is_not_touched(source: RunStore, spec: RunS
     finally:
         holder.kill()
         holder.communicate()
-    assert in_use(RunFolder(out / spec.run_id)) is False
+    assert RunFolder(out / spec.run_id).held(only_look=True) is False
     assert list(merge([source.root], out).copy) == [spec.run_id]
 
 

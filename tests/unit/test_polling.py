@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.errors import StoreError
+from kdbench.execution import polling
 from kdbench.execution.events import Event
-from kdbench.execution.jobs import Job, Settings
-from kdbench.execution.polling import LAST_LOOKS, QueueExecutor
+from kdbench.execution.jobs import Ended, Job, Settings
+from kdbench.execution.polling import ASKED_ABOUT, LAST_LOOKS, QueueExecutor
 from kdbench.execution.queues import State, Ticket, subjects
 from kdbench.execution.seam import Opening
 
@@ -26,6 +28,7 @@ class Scripted:
     """A queue in which jobs stay until the test takes them out."""
 
     out, err = ".out", ".err"
+    answers = True
 
     def __init__(self, folder: Path, most: int = 100) -> None:
         self.folder, self.most = folder, most
@@ -77,6 +80,14 @@ class Scripted:
         ticket.path(".err").write_text(error)
         if code is not None:
             self.codes[ticket] = code
+
+
+@pytest.fixture(autouse=True)
+def done(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the runs that are not to be done any more; there is no store."""
+    done: set[str] = set()
+    monkeypatch.setattr(polling, "left", lambda job, _settings: [run for run in job.run_ids if run not in done])
+    return done
 
 
 @pytest.fixture
@@ -197,6 +208,72 @@ def test_one_that_left_no_word_is_looked_for_and_then_lost(queue: Scripted) -> N
     ended = engine.wait()
     assert (ended.exit_code, ended.error) == (-9, "last words\nit has ended")
     assert queue.looks == before + LAST_LOOKS
+
+
+def test_none_counts_as_lost_while_the_queue_does_not_answer(queue: Scripted) -> None:
+    engine = opened(queue)
+    engine.submit(job("a"))
+    engine._look()
+    ticket = Ticket(queue.folder / "0", 0)
+    queue.end(ticket, None)
+    queue.answers = False
+    for _ in range(2 * LAST_LOOKS):
+        engine._look()
+    assert engine.running == 1
+    queue.codes[ticket] = 0
+    assert engine.wait() == Ended(job("a"), 0, ""), "what it has left is believed all the same"
+
+
+def wait_in(queue: Scripted, *indices: int) -> None:
+    for index in indices:
+        queue.states[Ticket(queue.folder / "0", index)] = State.WAITING
+
+
+def test_what_waits_for_nothing_is_taken_out_of_the_queue(queue: Scripted, done: set[str]) -> None:
+    engine = opened(queue, jobs=1)
+    for each in (job("a"), job("b", "c"), job("d"), Job("teacher x", ("teacher", "train", "x"))):
+        engine.submit(each)
+    engine._look()
+    wait_in(queue, 1, 2, 3)
+    done |= {"a", "b"}
+    engine._look()
+    assert queue.said == [], "it runs and stops by itself; half of it is wanted; of a teacher nothing is known"
+    done.add("c")
+    engine._look()
+    assert queue.said == [("stop", [1])]
+    queue.cancelled = True  # as the queue sees it; but it was this command
+    queue.end(Ticket(queue.folder / "0", 1), None)
+    assert engine.wait() == Ended(job("b", "c"), 75, "")
+    assert engine.running == 3
+
+
+def test_few_of_those_that_wait_are_asked_about_at_a_time(queue: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(polling, "left", lambda job, _settings: asked.append(job.run_ids[0]) or ["something"])
+    names = [f"r{number}" for number in range(2 * ASKED_ABOUT + 1)]
+    engine = opened(queue, jobs=1)
+    for name in names:
+        engine.submit(job(name))
+    engine._hand_over()
+    wait_in(queue, *range(len(names)))
+    engine._look()
+    assert asked == names[:ASKED_ABOUT]
+    engine._look()
+    engine._look()
+    assert asked == [*names, *names[: ASKED_ABOUT - 1]]
+
+
+def test_a_store_that_does_not_answer_is_asked_again(queue: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_job: Job, _settings: Settings) -> list[str]:
+        raise StoreError("away")
+
+    engine = opened(queue)
+    engine.submit(job("a"))
+    engine._hand_over()
+    wait_in(queue, 0)
+    monkeypatch.setattr(polling, "left", away)
+    engine._look()
+    assert (engine.running, queue.said) == (1, [])
 
 
 @pytest.mark.parametrize("code", [None, 75])

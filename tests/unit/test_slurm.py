@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kdbench.engine import GIB, Needs
 from kdbench.errors import ConfigError
+from kdbench.execution import slurm
 from kdbench.execution import slurm_commands as commands
 from kdbench.execution.jobs import Job, Settings
 from kdbench.execution.queues import State, Ticket
@@ -97,6 +99,123 @@ def test_nothing_is_lost_while_slurm_does_not_answer(
     assert caplog.messages == [
         "squeue: slurm_load_jobs error: Unable to contact slurm controller; jobs go on, and it is asked again"
     ]
+
+
+ONE_BY_ONE = """#!/bin/sh
+echo "$0 $*" >> {log}
+said=$(head -n 1 {folder}/sbatch.says)
+sed -i 1d {folder}/sbatch.says
+case "$said" in *[!0-9]*) echo "$said" >&2; exit 1;; esac
+echo "Submitted batch job $said"
+"""
+BUSY = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+def says(answers: Answers, *words: str) -> None:
+    """Let sbatch say one thing after the other: the number of a job, or what is wrong."""
+    (answers.folder / "sbatch.says").write_text("".join(f"{said}\n" for said in words))
+    for name, text in (("sbatch", ONE_BY_ONE), ("srun", "#!/bin/sh\n")):  # submitit looks whether there is the second
+        (answers.folder / name).write_text(text.format(log=answers.log, folder=answers.folder))
+        (answers.folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    pytest.importorskip("submitit")
+    pauses: list[float] = []
+    # Not the sleep of the whole process: subprocess waits for the end of a command with it.
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=pauses.append, strftime=time.strftime))
+    return pauses
+
+
+JOBS = (Job("run x", ("run-one", "x"), ("x",)), Job("run y", ("run-one", "y"), ("y",)))
+
+
+@pytest.mark.usefixtures("pauses")
+def test_a_queue_that_does_not_answer_after_a_submission_has_it(answers: Answers, tmp_path: Path) -> None:
+    says(answers, "7")
+    ours = queue(tmp_path)
+    answers.say("squeue", "", "Socket timed out", 1)
+    tickets = ours.submit(JOBS, 2)
+    for _ in range(5):
+        assert ours.look() == dict.fromkeys(tickets, State.WAITING)
+    assert not ours.answers
+    assert ours.owners() == {"x": tickets[0], "y": tickets[1]}
+    answers.say("squeue", f"7_1|{tickets[0].folder.name}|RUNNING")
+    assert ours.look() == {tickets[1]: State.RUNNING}
+    assert ours.answers
+    ours.fate(tickets[0])
+    assert answers.asked("scontrol")[-1].endswith(" 7_0"), "its number is known, though it was never seen"
+
+
+def test_a_busy_controller_is_asked_again(
+    answers: Answers, tmp_path: Path, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    says(answers, BUSY, "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", "7")
+    ours = queue(tmp_path)
+    tickets = ours.submit(JOBS, 2)
+    assert ours.look() == {}, "it says what SLURM says"
+    assert len(tickets) == 2
+    assert pauses == [0.0, *slurm.PAUSES[:2]]
+    assert len(answers.asked("sbatch")) == 3
+    assert caplog.messages[0] == f"{BUSY}; jobs that were submitted go on, and it is tried again"
+    assert len(list(tmp_path.glob("kdbench_*/jobs.json"))) == 1
+
+
+def test_a_controller_that_stays_busy_is_given_up(answers: Answers, tmp_path: Path, pauses: list[float]) -> None:
+    says(answers, *[BUSY] * 9)
+    with pytest.raises(ConfigError) as caught:
+        queue(tmp_path).submit(JOBS, 2)
+    assert str(caught.value).endswith(f": {BUSY}; start the same command again later")
+    assert pauses == [0.0, *slurm.PAUSES]
+
+
+def test_what_was_taken_although_the_answer_came_too_late_is_not_submitted_again(
+    answers: Answers, tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says(answers, BUSY, "8")
+    ours = queue(tmp_path)
+
+    def arrive(seconds: float) -> None:
+        pauses.append(seconds)
+        for note in tmp_path.glob("kdbench_*/jobs.json"):
+            if len(pauses) == 2:
+                answers.say("squeue", "", "Socket timed out", 1)
+            elif len(pauses) > 2:
+                answers.say("squeue", f"7_0|{note.parent.name}|PENDING\n7_1|{note.parent.name}|PENDING")
+
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=arrive, strftime=time.strftime))
+    tickets = ours.submit(JOBS, 2)
+    assert pauses == [0.0, *slurm.PAUSES[:2]], "while nobody knows whether it was taken, it is not submitted, either"
+    assert len(answers.asked("sbatch")) == 1
+    assert ours.look() == dict.fromkeys(tickets, State.WAITING)
+
+
+def test_what_is_wrong_with_a_job_is_said_at_once(answers: Answers, tmp_path: Path, pauses: list[float]) -> None:
+    says(answers, "sbatch: error: Batch job submission failed: Invalid job array specification", "7")
+    with pytest.raises(ConfigError) as caught:
+        queue(tmp_path).submit(JOBS, 2)
+    assert str(caught.value).endswith(
+        ": sbatch: error: Batch job submission failed: Invalid job array specification; correct --executor-option "
+        "(kdbench show slurm); limits on the number of jobs are told by queue_size"
+    )
+    assert pauses == [0.0]
+
+
+def test_no_more_than_the_option_says_is_in_the_queue(answers: Answers, tmp_path: Path) -> None:
+    mine = noted(tmp_path, "kdbench_a", ["x"], ["y"])
+    ours = queue(tmp_path, queue_size=5)
+    assert (queue(tmp_path).takes(1), ours.takes(1), ours.takes(0)) == (1000, 5, 0)
+    answers.say("squeue", "7_0|kdbench_a|RUNNING\n7_1|kdbench_a|PENDING")
+    assert set(ours.look()) == {Ticket(mine, 0), Ticket(mine, 1)}
+    assert ours.takes(1) == 3
+
+
+def test_an_array_beside_others_is_no_larger_than_its_share(answers: Answers, tmp_path: Path) -> None:
+    """SLURM would start that few at a time to its end, when the others have long ended."""
+    settings = Settings(tmp_path, tmp_path, tmp_path, ("cpu",), 1)
+    ours = SlurmQueue(Opening(settings, lambda _event: None, SlurmOptions(queue_size=9), jobs=4), tmp_path)
+    assert [ours.takes(room) for room in (-3, 0, 1, 3, 4)] == [0, 0, 1, 3, 9]
 
 
 def test_a_slurm_that_does_not_answer_is_told_before_any_work(answers: Answers, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,15 @@ class RayExecutor:
         """Number of jobs under way, those that wait for a node included."""
         return len(self._jobs)
 
-    def wait(self) -> Ended:
+    def wait(self, seconds: float | None = None) -> Ended | None:
         """Wait for the next job to end, passing on events meanwhile."""
-        while True:
+        until = None if seconds is None else time.monotonic() + seconds
+        while until is None or time.monotonic() < until:
             ended, _ = ray.wait(list(self._jobs), timeout=LOOK_SECONDS)
             self._pass_on()  # what a worker said comes before its end
             if ended:
                 return _outcome(self._jobs.pop(ended[0]), ended[0])
+        return None
 
     def cancel(self) -> None:
         """Ask all jobs to save and stop; :meth:`wait` then returns them. Asked again, they stop at once."""
@@ -115,17 +118,24 @@ def _join(options: RayOptions) -> None:
     """Join the cluster, or start one.
 
     Raises:
-        ConfigError: If there is none at the address, or the runtime environment cannot be made.
+        ConfigError: If there is none at the address, it does not let this machine in, or the runtime environment
+            cannot be made.
     """
     environment = None if options.runtime_env is None else read_yaml(options.runtime_env)
+    where = options.address or "this machine"
     try:
         _knock(options.address or "")
         with _signals_kept():
             ray.init(options.address, runtime_env=environment, log_to_driver=False, logging_level="warning")
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"--executor ray: no cluster at {options.address or 'this machine'} ({_line(error)}); start one with ray "
-            "start --head, or give --executor-option address=HOST:PORT"
+            f"--executor ray: no cluster at {where} ({_line(error)}); start one with ray start --head, or give "
+            "--executor-option address=HOST:PORT"
+        ) from error
+    except RayError as error:  # a token that is not there, or another one
+        raise ConfigError(
+            f"--executor ray: {where} cannot be joined ({_line(error)}); with RAY_AUTH_MODE=token the cluster's token "
+            "must be here, too (docs/engines/ray.md): copy it, or unset the variable where the cluster has none"
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.files import set_aside
+from kdbench.files import TEMPORARY, set_aside
 from kdbench.training.teacher_cache.key import CacheKey
 
 HEADER = 4096  # bytes before the first entry
@@ -159,7 +159,7 @@ def _mark(key: CacheKey) -> bytes:
 def create(path: Path, key: CacheKey) -> None:
     """Make an empty file, whole at once under its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
             file.write(header_of(key))

@@ -20,6 +20,7 @@ def opened(place: CachePlace, key: CacheKey) -> Entries | None:
     path = key.path(place.folder)
     try:
         with _locked(place):
+            place.sweep()  # what is left half made would be counted as if it were full
             if path.exists() or not (reason := _too_large(place, key)):
                 return Entries.open(path, key)
     except (OSError, Timeout) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdbench.files import TEMPORARY, sweep_temporary
+
 GIB = 2**30
 SUFFIX = ".entries"
 
@@ -20,6 +22,15 @@ class CachePlace:
 
     folder: Path
     size: int
+
+    def sweep(self) -> None:
+        """Remove what processes left that were killed while they made a file; the caller holds the lock of the cache.
+
+        Raises:
+            OSError: If it cannot be removed.
+        """
+        for folder in {path.parent for path in self.folder.rglob(f"{TEMPORARY}*{SUFFIX}")}:
+            sweep_temporary(folder)
 
     def room(self, beside: Path) -> int:
         """Return how many bytes a file may have, next to all others."""
