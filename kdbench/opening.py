@@ -43,10 +43,10 @@ class Opened:
             return whole - (cut := round(whole * validation_fraction)), cut
         each = whole // classes
         if (cut := cut_of(each, validation_fraction)) >= each:
+            remedy = "use one with more images" if per_class is None else "raise --per-class"
             raise ConfigError(
-                f"dataset '{self.reference.name}' has {each} training images of each class here, and the protocol's "
-                f"validation split (data.validation_fraction {validation_fraction:g}) takes {cut} of them; "
-                "give more (--per-class)"
+                f"dataset '{self.reference.name}': of {each} training image(s) of each class the protocol's validation "
+                f"split (data.validation_fraction {validation_fraction:g}) takes {cut}; {remedy}"
             )
         return whole - cut * classes, cut * classes
 

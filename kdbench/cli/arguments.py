@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from kdbench.storage.places import Where, where
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_ANCHOR = "fair_baseline"
 DEFAULT_CACHE_SIZE = 16.0  # GiB
+LARGEST = 1e9  # of what users count in GiB or minutes
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -48,14 +48,14 @@ class WhereType(click.ParamType):  # type: ignore[type-arg]  # older releases of
         return where(value) if isinstance(value, str) else value
 
 
-class FiniteRange(click.FloatRange):
-    """A number in a range; infinity and NaN are none."""
+class SizeRange(click.FloatRange):
+    """A number in a range, small enough to be counted in bytes or seconds; infinity and NaN are none."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
         number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+        if not number < LARGEST:
+            self.fail(f"{value} is no such size; the largest is {LARGEST:g}.", param, ctx)
         return number
 
 
@@ -63,9 +63,10 @@ def list_option(*names: str, default: str | None = None, **settings: Any) -> Cal
     """Return an option that takes a comma-separated list, in one piece or in several."""
 
     def joined(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -> str | None:
-        return ",".join(value) if value else default
+        return ",".join(value) if value else None
 
-    return click.option(*names, multiple=True, callback=joined, show_default=default or False, **settings)
+    given = None if default is None else (default,)
+    return click.option(*names, multiple=True, callback=joined, default=given, show_default=bool(given), **settings)
 
 
 def where_option(flag: str, default: str, text: str) -> Callable[[F], F]:
@@ -85,7 +86,7 @@ devices_option = list_option(
     "--device",
     default="auto",
     metavar="D[,D...]",
-    help="auto (a GPU, else the CPU), cpu, cuda (all GPUs), cuda:N[,cuda:M...]; workers are spread over them.",
+    help="auto (a GPU, else the CPU), cpu, cuda (all GPUs), cuda:N[,cuda:M...]; workers are spread (repeatable).",
 )
 devices_per_run_option = click.option(
     "--devices-per-run",
@@ -113,7 +114,7 @@ cache_folder_option = click.option(
 )
 cache_size_option = click.option(
     "--cache-size",
-    type=FiniteRange(0, min_open=True),
+    type=SizeRange(0, min_open=True),
     default=DEFAULT_CACHE_SIZE,
     show_default=True,
     metavar="GIB",
@@ -134,11 +135,13 @@ events_option = click.option("--events", is_flag=True, hidden=True, help="Print 
 
 runs_options = apply(
     click.option("--seeds", type=click.IntRange(1), help="Number of seeds: 0..N-1  [default: 5]."),
-    list_option("--seed-list", metavar="0,3,7", help="Seeds, instead of --seeds."),
+    list_option("--seed-list", metavar="0,3,7", help="Seeds, instead of --seeds (repeatable)."),
     dataset_option,
     per_class_option,
     click.option("--set", "settings", multiple=True, metavar="METHOD.OPTION=VALUE", help="Set a method's option."),
-    list_option("--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe."),
+    list_option(
+        "--teacher", metavar="NAME[,NAME]", help="Teacher artefacts, instead of the anchor's own recipe (repeatable)."
+    ),
     where_option("--out", "runs", "Folder or URL of the runs."),
     teachers_option,
     data_option,
@@ -147,8 +150,8 @@ runs_options = apply(
     cache_options,
 )
 cells_options = apply(
-    list_option("--method", "method", metavar="M[,M...]", help="Methods, or 'all'."),
-    list_option("--pair", "pair", metavar="P[,P...]", help="Pairs, or 'all'."),
+    list_option("--method", "method", metavar="M[,M...]", help="Methods, or 'all' (repeatable)."),
+    list_option("--pair", "pair", metavar="P[,P...]", help="Pairs, or 'all' (repeatable)."),
     click.option("--preset", metavar="NAME|FILE", help="Method, pair, protocol and options under one name."),
     click.option("--anchor", metavar="NAME|FILE", help=f"Protocol.  [default: the preset's, else {DEFAULT_ANCHOR}]"),
     click.option("--variant", metavar="NAME", help="Name of this configuration; tables show METHOD@NAME."),
@@ -177,7 +180,7 @@ workers_options = apply(
         help="Runs that a worker trains together; auto = as many as fit the memory.",
     ),
     click.option(
-        "--memory", type=FiniteRange(0, min_open=True), metavar="GIB",
+        "--memory", type=SizeRange(0, min_open=True), metavar="GIB",
         help="Memory of each device for its workers [default: 70 % of what is free].",
     ),
 )  # fmt: skip
@@ -193,7 +196,7 @@ carrying_options = apply(
     ),
     click.option(
         "--timeout",
-        type=FiniteRange(0),
+        type=SizeRange(0),
         default=60.0,
         show_default=True,
         metavar="MINUTES",

@@ -42,7 +42,7 @@ class Suggesting(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class _Group(Suggesting):
+class Commands(Suggesting):
     """Imports a command when it is used; asks plugins only for names that are not ours."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -117,7 +117,7 @@ class State:
         return self._registry
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kdbench")
 @click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave a plugin out (repeatable).")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -33,7 +33,7 @@ def merge_command(stores: tuple[Path, ...], out: Path, with_unfinished: bool, dr
     verb = "to copy" if dry_run else "copied"
     click.echo(f"{out}: {len(choice.copy)} {verb}, {len(choice.present)} there already, {len(choice.damaged)} damaged")
     if choice.damaged:
-        raise ProblemList(f"{text}; damaged, left out: copy it again from where it was made" for text in choice.damaged)
+        raise ProblemList(f"{text}; left out: copy the run again from where it was made" for text in choice.damaged)
 
 
 def _say(what: str, paths: Sequence[Path]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 
 from kdbench.cli.arguments import WhereType
-from kdbench.cli.main import State, add_commands
+from kdbench.cli.main import Commands, State, add_commands
 from kdbench.errors import PluginError
 from kdbench.storage.places import Where
 
@@ -96,8 +96,8 @@ class _Lists:
 
     @staticmethod
     def plugins(registry: Any) -> tuple[tuple[str, ...], list[Any]]:
-        hooked = {found.plugin_name: found for found in registry.hook.kdbench_commands.get_hookimpls()}
-        commands = {name: _commands(implementation) for name, implementation in hooked.items()}
+        group, hooked = Commands(), registry.hook.kdbench_commands.get_hookimpls()
+        commands = {found.plugin_name: _added(group, found) for found in hooked}
         rows = [
             (p.name, p.distribution, p.version, p.ref().file_sha256[:12], commands.get(p.name, ""), p.file)
             for p in registry.plugins
@@ -105,13 +105,14 @@ class _Lists:
         return ("plugin", "distribution", "version", "sha256", "commands", "file"), rows
 
 
-def _commands(implementation: Any) -> str:
-    """Return the names of a plugin's commands."""
+def _added(group: click.Group, implementation: Any) -> str:
+    """Let a plugin add its commands to a group; return their names."""
+    before = set(group.commands)
     try:
-        add_commands(group := click.Group(), implementation)
+        add_commands(group, implementation)
     except PluginError:
         return "cannot be added"
-    return ", ".join(sorted(group.commands))
+    return ", ".join(sorted({*group.commands} - before))
 
 
 def _anchor(name: str, registry: Any) -> Any:

@@ -38,7 +38,7 @@ def verify_command(
     BOARD is what leaderboard --records has written. Nothing is changed; no dataset, teacher or plugin is needed.
 
     With --rerun, train one finished run again with the same teachers, data and threads: exit 0 if the bits are equal, 4
-    if not.
+    if not, or if the second training fails.
     """
     from kdbench.storage.mirror import local_copy
 

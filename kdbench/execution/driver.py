@@ -229,11 +229,13 @@ def _again(ended: Ended, tries: Tries, order: Order) -> list[Job]:
     """
     code, settings = ended.exit_code, order.settings
     outside = code < 0 or code >= SIGNALLED or code in {STOPPED, LOST} or (order.elsewhere and code == FULL)
-    if _done(ended.job, settings) or tries.spent(code) or (code in SHARED and not outside):
+    complaint = code in SPOKEN - SHARED  # the job gets smaller each time, and ends
+    if _done(ended.job, settings) or (not complaint and tries.spent(code)) or (code in SHARED and not outside):
         return []
     undone = left(ended.job, settings)
     if len(undone) > 1 and code not in {STOPPED, FULL}:
-        apart = [run_id for run_id in undone if code not in SPOKEN or run_id in ended.error]
+        words = ended.error.replace(ended.job.name, "")  # with which engines begin what they say of the whole job
+        apart = [run_id for run_id in undone if not complaint or run_id in words]
         together = [run_id for run_id in undone if run_id not in apart]
         if apart:
             return [runs_job(run_ids, settings.store) for run_ids in (together, *([one] for one in apart)) if run_ids]

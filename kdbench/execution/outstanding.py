@@ -54,7 +54,7 @@ def _state(spec: RunSpec, store: RunStore, *, retry_failed: bool) -> str:
     try:
         record = store.folder(spec.run_id).peek()
     except Corrupt:
-        return f"{TO_DO}, its record is damaged"
+        return f"{TO_DO} (damaged record)"
     if record is None:
         return TO_DO
     return f"{TO_DO} again" if retry_failed and record.status == "infra_failed" else record.status

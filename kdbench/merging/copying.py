@@ -56,6 +56,10 @@ def restore(root: Path) -> None:
         with one_merge(root):
             for old in lost:
                 if old.exists() and not places[old].exists():  # the merge that had hidden it may have gone on meanwhile
+                    with cannot_write(old):
+                        for name in [path.name for path in old.iterdir()]:
+                            if name == LOCK or is_lease_file(name):  # that merge's own claim
+                                (old / name).unlink()
                     place_folder(old, places[old])
 
 

@@ -86,8 +86,7 @@ def _read(folder: RunFolder, place: str, *, whole: bool) -> Found:
     """
     if not whole and (link := _link_in(folder.path)):
         raise ConfigError(
-            f"{link}: a link to {link.readlink()}, which may be no part of the run; a merge copies plain files: put "
-            "the file itself there"
+            f"{link}: a link to {link.readlink()}, perhaps no part of the run, and a merge copies plain files alone"
         )
     spec, record = folder.spec(), folder.peek()
     part_of_it = not whole and (place == "." or spec.run_id.endswith(f"/{place}"))

@@ -23,6 +23,10 @@ Stamp = tuple[int, int]  # size and time of the last change of a local file
 _UNFIT = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # backslashes, control characters, halves of characters
 
 
+class Swept(StoreError):
+    """Somebody has removed files of a local copy while it was in use: nothing can be brought back from it any more."""
+
+
 class Mirror:
     """A local folder and the one it stands for. Names are paths below both, with ``/``.
 
@@ -168,8 +172,8 @@ class Mirror:
             raise self._swept(name) from error
         return found.st_size, found.st_mtime_ns
 
-    def _swept(self, name: str) -> StoreError:
-        return StoreError(
+    def _swept(self, name: str) -> Swept:
+        return Swept(
             f"{self.path_of(name)}: somebody has removed this copy of what lies at {self.shelf.label} while it was in "
             f"use; name a folder that nobody clears in {SCRATCH_VARIABLE}, and start again"
         )

@@ -180,8 +180,13 @@ class SharedFolder:
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=0)
-        except (Timeout, OSError):  # of one that cannot be opened nobody knows
+        except Timeout:
             return True
+        except OSError:
+            if only_look:  # of one that cannot be opened nobody knows
+                return True
+            with cannot_write(self.path / LOCK):
+                raise
         if not only_look:
             (self.path / LOCK).unlink(missing_ok=True)
         lock.release()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, StoreError
 from kdbench.files import cannot_write, set_aside, sweep_temporary, unreadable, write_atomic
 from kdbench.training.safe_load import fault_of, load_tensors, overlaps, tensors_in
 
@@ -87,8 +87,8 @@ class CheckpointFolder:
                 path.unlink(missing_ok=True)
             if self.path.is_dir() and not any(self.path.iterdir()):
                 self.path.rmdir()
-        except OSError as error:  # the result stands without
-            said = error.strerror or error
+        except (OSError, StoreError) as error:  # the result stands without
+            said = getattr(error, "strerror", None) or error
             _log.warning("%s: checkpoints that nobody needs cannot be removed (%s); remove the folder", self.path, said)
 
     def _files(self) -> list[Path]:

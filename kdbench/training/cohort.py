@@ -241,7 +241,7 @@ def _start(
     entry = Trained(lane, folder, data, tuple(manifests), settings, formats)
     checkpoints = CheckpointFolder(folder.checkpoints)
     state = team.leader_first(lambda: checkpoints.newest() if lane.active else None)
-    _check_same_checkpoint(state, folder, team)
+    _check_same_checkpoint(lane, state, folder, team)
     if state is not None:
         _check_resumable(state, spec, _identity(spec, entry.teachers, workplace.machine, settings))
         try:
@@ -291,9 +291,10 @@ def lane_of(
     return Lane(spec, method, student, context, batches.device, Setup(labels, tuple(teachers)), anchor, team)
 
 
-def _check_same_checkpoint(state: dict[str, Any] | None, folder: RunFolder, team: Team) -> None:
+def _check_same_checkpoint(lane: Lane, state: dict[str, Any] | None, folder: RunFolder, team: Team) -> None:
     """Refuse to go on where a disk let one member read a checkpoint that it does not let another one read."""
-    found = team.everyones(None if state is None else state.get("position"))
+    members = team.everyones((lane.active, None if state is None else state.get("position")))
+    found = [position for active, position in members if active]  # one whose lane has failed has not looked
     if any(position != found[0] for position in found):
         raise StoreError(
             f"{folder.checkpoints}: the devices of the run cannot all read the same checkpoint (phase, epoch and step "

@@ -253,11 +253,12 @@ def _has_leftovers(folder: RunFolder) -> bool:
     if folder.mirror is None:
         return (folder.checkpoints.is_dir() or folder.has(attempts.ATTEMPTS)) and folder.has(RECORD)
     names = set(folder.shelf.names())
-    if RECORD not in names:
+    if RECORD not in names or attempts.ATTEMPTS in names:
+        return RECORD in names
+    if CHECKPOINTS not in names or not any(name.endswith(".pt") for name in folder.shelf.at(CHECKPOINTS).names()):
         return False
-    return attempts.ATTEMPTS in names or (
-        CHECKPOINTS in names and any(name.endswith(".pt") for name in folder.shelf.at(CHECKPOINTS).names())
-    )
+    record = folder.result()  # of a failed run they stay, and are not brought here for nothing
+    return record is not None and record.status != "infra_failed"
 
 
 def forget_failure(folder: RunFolder) -> None:

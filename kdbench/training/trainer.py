@@ -18,6 +18,7 @@ from kdbench.errors import FAULTS, KdbenchError, PluginError, StoreError
 from kdbench.evaluation import TestSet
 from kdbench.method import View
 from kdbench.records import EpochReport, StepReport
+from kdbench.storage.mirror import Swept
 from kdbench.training.compiling import compiled
 from kdbench.training.inputs import BatchStream, Inputs
 from kdbench.training.lane import Lane
@@ -256,7 +257,7 @@ class Trainer:
         try:
             self.observer.save(lane)
         except StoreError as error:
-            if must:
+            if must or isinstance(error, Swept):  # then its result could not be kept either
                 raise
             # The older checkpoints are untouched and training needs none: a full disk costs no run.
             lane.unsaved += 1

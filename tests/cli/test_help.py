@@ -68,9 +68,18 @@ def test_every_command_has_help(command: str) -> None:
         (["plugin", "check", "nobody"], "unknown method 'nobody'. All: kdbench list methods"),
         (["plugin", "check", "kdbench.backbones.vgg"], "brings no method, and the kit checks methods alone"),
         (["show", "keras:resnet18"], "unknown library 'keras'. All: timm:MODEL, torchvision:MODEL"),
-        (["plan", "--method", "student", "--pair", "tiny", "--cache-size", "inf"], "inf is not a finite number."),
-        (["plan", "--method", "student", "--pair", "tiny", "--memory", "nan"], "nan is not a finite number."),
-        (["run", "--method", "student", "--pair", "tiny", "--timeout", "inf"], "inf is not a finite number."),
+        (
+            ["plan", "--method", "student", "--pair", "tiny", "--cache-size", "inf"],
+            "inf is no such size; the largest is 1e+09.",
+        ),
+        (
+            ["plan", "--method", "student", "--pair", "tiny", "--memory", "nan"],
+            "nan is no such size; the largest is 1e+09.",
+        ),
+        (
+            ["run", "--method", "student", "--pair", "tiny", "--timeout", "inf"],
+            "inf is no such size; the largest is 1e+09.",
+        ),
     ],
 )
 def test_wrong_words(words: list[str], message: str) -> None:

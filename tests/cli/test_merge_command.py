@@ -135,7 +135,7 @@ def test_damaged_runs_are_left_out_and_named(halves: tuple[Path, Path], name: st
     assert outcome.out.splitlines()[-1] == "all: 5 copied, 0 there already, 1 damaged"
     assert str(path.parent) in outcome.problems[0]
     assert message in outcome.problems[0]
-    assert outcome.problems[0].endswith("; damaged, left out: copy it again from where it was made")
+    assert outcome.problems[0].endswith("; left out: copy the run again from where it was made")
     assert not run_in(Path("all")).exists()
     assert run_in(Path("all"), seed=1).exists()
 

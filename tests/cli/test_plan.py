@@ -209,9 +209,9 @@ def test_dry_run_says_what_the_command_would_do_with_failed_and_damaged_runs(fin
     (place.folder("student", 1) / "record.json").write_text("{", encoding="utf-8")
     before = snapshot(tmp_path)
     words = ("run", *place.cells("student", 2), "--dry-run", "--no-measure")
-    assert "1 infra_failed, 1 to do, its record is damaged" in kdbench(*words).out
+    assert "1 infra_failed, 1 to do (damaged record)" in kdbench(*words).out
     again = kdbench(*words, "--retry-failed").out
-    assert "1 to do again, 1 to do, its record is damaged" in again
+    assert "1 to do again, 1 to do (damaged record)" in again
     assert "2 runs, 2 to do: " in again
     assert snapshot(tmp_path) == before
 

@@ -214,6 +214,32 @@ def test_one_run_that_is_refused_does_not_keep_its_cohort_from_being_done(order:
     assert engine.started[2:] == [("vanilla_kd/seed0",), ("student/seed0",)]
 
 
+def test_several_refused_runs_leave_the_others_of_their_cohort_alone(order: Order, finished: Place) -> None:
+    """A worker names the first one only, so the cohort is cut several times: that costs no attempts."""
+    together = replace(order, cohorts=lambda specs: [specs])
+    good = order.specs[-1].run_id
+
+    def act(job: Job, _start: int) -> tuple[int, str]:
+        if refused := [run_id for run_id in job.run_ids if run_id != good]:
+            return 2, f"kdbench: run {refused[0]}: was started with torch 1"
+        write(order, job, finished)
+        return 0, ""
+
+    engine = Scripted(act)
+    with pytest.raises(KdbenchError, match="was started with torch 1"):
+        carry_out(together, engine)
+    assert len(order.specs) - 1 >= MAX_ATTEMPTS
+    assert RunStore(order.settings.store).folder(good).result() is not None
+
+
+def test_what_an_engine_says_of_a_whole_job_blames_none_of_its_runs(order: Order) -> None:
+    """A job that somebody took out of the queue is not put back, however many runs it has."""
+    engine = Scripted(lambda job, _start: (4, f"kdbench: {job.name}: was cancelled; start the same command again"))
+    with pytest.raises(KdbenchError, match="was cancelled; start the same command again"):
+        carry_out(order, engine)
+    assert [len(run_ids) for run_ids in engine.started] == [2, 2]
+
+
 def test_of_many_machines_one_may_be_full(order: Order, finished: Place) -> None:
     """On another one there is room; if there never is, everything stops."""
     full = [True]

@@ -20,6 +20,7 @@ from kdbench.training.teacher_cache import CachePlace
 from kdbench.training.teacher_cache.entries import HEADER, Entries, row_type, size_of
 from kdbench.training.teacher_cache.key import Arithmetic, CacheKey, Teaching
 from kdbench.training.teacher_cache.opening import opened, replaced
+from kdbench.training.teacher_cache.place import SUFFIX
 
 IMAGES, CROPS, WIDTH = 40, 9, 5
 ALL = np.arange(IMAGES * CROPS)
@@ -202,6 +203,18 @@ def test_what_a_killed_process_left_half_made_is_swept_and_not_counted(place: Ca
     assert opened(full, other) is not None
     assert not left.exists()
     assert made.is_at_its_path()
+
+
+def test_what_somebody_else_left_half_made_is_in_nobodys_way(
+    place: CachePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (place.folder / "a").mkdir(parents=True)
+    (place.folder / "a" / f"{TEMPORARY}1-b{SUFFIX}").touch()
+    monkeypatch.setattr("kdbench.training.teacher_cache.place.sweep_temporary", refuse)
+    assert opened(place, key_of()) is not None
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from kdbench.errors import KdbenchError, StoreError
 from kdbench.files import TEMPORARY
+from kdbench.storage.mirror import Swept
 from kdbench.store import RunFolder
 from kdbench.training import checkpoint, cohort
 from kdbench.training.checkpoint import CheckpointFolder
@@ -283,16 +285,35 @@ def test_old_ones_that_cannot_be_removed_are_the_stores_fault(
     assert caplog.messages[-1].endswith("cannot be removed (Permission denied); remove the folder")
 
 
+def test_a_run_whose_copy_somebody_removes_stops_at_once(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result could not be kept either; a full disk may have room for that."""
+    saves: list[object] = []
+
+    def gone(*arguments: object) -> None:
+        saves.append(arguments)
+        raise Swept("somebody has removed this copy")
+
+    monkeypatch.setattr(CheckpointFolder, "save", gone)
+    spec = lab.spec("student")
+    with pytest.raises(Swept):
+        lab.run([spec], "runs")
+    assert len(saves) == 1
+    assert lab.folders([spec], "runs")[0].record() is None
+
+
 def test_a_team_that_reads_different_checkpoints_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One member's disk failed, and it went back to the checkpoint before."""
     team, folder = Team(0, 2), RunFolder(tmp_path)
     state: dict[str, Any] = {"position": [0, 2, 0]}
+    lane: Any = SimpleNamespace(active=True)
     monkeypatch.setattr(Team, "everyones", lambda _self, mine: [mine, mine])
-    cohort._check_same_checkpoint(state, folder, team)
-    cohort._check_same_checkpoint(None, folder, team)
-    monkeypatch.setattr(Team, "everyones", lambda _self, mine: [mine, [0, 1, 0]])
+    cohort._check_same_checkpoint(lane, state, folder, team)
+    cohort._check_same_checkpoint(lane, None, folder, team)
+    monkeypatch.setattr(Team, "everyones", lambda _self, mine: [mine, (False, None)])
+    cohort._check_same_checkpoint(lane, state, folder, team)  # the other's method failed, and says so elsewhere
+    monkeypatch.setattr(Team, "everyones", lambda _self, mine: [mine, (True, [0, 1, 0])])
     for found in (state, None):
         with pytest.raises(StoreError, match=r"checkpoint: the devices of the run cannot all read the same checkpoint"):
-            cohort._check_same_checkpoint(found, folder, team)
+            cohort._check_same_checkpoint(lane, found, folder, team)

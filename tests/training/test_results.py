@@ -268,10 +268,11 @@ def test_what_a_killed_writer_left_at_a_url_goes(lab: Any, monkeypatch: pytest.M
     claims: list[object] = []
     monkeypatch.setattr(type(there), "claimed", claims.append)
     tidy(there)
-    assert claims == [], "nothing is left to do"
-    monkeypatch.undo()
     there.shelf.write(left, b"")
     there.shelf.write(RECORD, record.model_copy(update={"status": "infra_failed"}).model_dump_json().encode())
+    tidy(there)
+    assert claims == [], "nothing is to be done, and so nothing is brought here"
+    monkeypatch.undo()
     tidy(there)
     assert there.shelf.read(left) == b"", "it may be tried again from them"
 

@@ -155,11 +155,10 @@ def test_an_owner_elsewhere_that_is_silent_is_succeeded(shelf: Shelf, barred: bo
     assert shelf.names() == []
 
 
-def test_who_is_to_stop_waits_for_no_silence(shelf: Shelf) -> None:
+def test_who_is_to_stop_waits_for_no_silence(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, "3600")  # else a slow machine would find the owner silent
     elsewhere(shelf)
-    asked = time.monotonic()
     assert claim(shelf, should_stop=lambda: True) is None
-    assert time.monotonic() - asked < STALE_BEATS * BEAT
     assert shelf.names() == ["lease-00001.json"]
 
 

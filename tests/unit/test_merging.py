@@ -15,6 +15,7 @@ from kdbench.merging import copying, merge
 from kdbench.merging.reading import read_store
 from kdbench.records import Record
 from kdbench.spec import RunSpec
+from kdbench.storage.lease import is_lease_file
 from kdbench.store import LOCK, RECORD, RunBusy, RunFolder, RunStore
 
 
@@ -164,12 +165,15 @@ def test_a_run_that_a_killed_merge_had_hidden_comes_back(
     failure = (failed.path / RECORD).read_bytes()
     hidden = failed.path.with_name(".tmp-old-seed3")
     failed.path.rename(hidden)
+    for own in (LOCK, "lease-00001.json", "heartbeat.json"):  # the killed merge's claim
+        (hidden / own).touch()
     merge([source.root], out, dry_run=True)
     assert hidden.exists()
     other = source.root / spec.model_copy(update={"seed": 4}).run_id
     merge([other], out, with_unfinished=True)  # one that has nothing to do with it
     assert not hidden.exists()
     assert (failed.path / RECORD).read_bytes() == failure
+    assert not [path for path in failed.path.iterdir() if path.name == LOCK or is_lease_file(path.name)]
     merge([source.root], out)
     assert failed.peek() == record
     assert evidence(failed.path) == EVIDENCE
@@ -201,7 +205,7 @@ def test_no_link_is_followed_out_of_a_run(
     assert choice.copy == {}
     (message,) = choice.damaged
     assert message.startswith(f"{link}: a link to {secret}")
-    assert "a merge copies plain files: put the file itself there" in message
+    assert message.endswith("and a merge copies plain files alone")
     assert not out.exists()
 
 

@@ -122,8 +122,8 @@ def test_no_image_is_read(guests: Registry) -> None:
 def test_a_validation_split_that_leaves_nothing_is_found_before_any_image_is_read(guests: Registry) -> None:
     (problem,) = problems(replace(SMOKE, dataset="sealed", methods=("guest",), per_class=1), guests)
     assert problem == (
-        "dataset 'sealed' has 1 training images of each class here, and the protocol's validation split "
-        "(data.validation_fraction 0.1) takes 1 of them; give more (--per-class)"
+        "dataset 'sealed': of 1 training image(s) of each class the protocol's validation split "
+        "(data.validation_fraction 0.1) takes 1; raise --per-class"
     )
 
 

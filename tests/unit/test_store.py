@@ -212,6 +212,23 @@ def test_a_killed_writers_lock_is_tidied_away_and_a_live_ones_is_not(store: RunS
     assert list(folder.path.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_opened_is_said_and_not_waited_for(
+    store: RunStore, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is somebody else's: a driver that took the run for held would wait for ever."""
+
+    def refuse(*_: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    folder = store.folder(record.run_id)
+    folder.path.mkdir(parents=True)
+    (folder.path / LOCK).touch()
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(StoreError, match=rf"{LOCK}: cannot be written \(Permission denied\)"):
+        folder.held()
+    assert folder.held(only_look=True)
+
+
 def test_half_written_record_is_set_aside_and_kept(store: RunStore, record: Record) -> None:
     folder = store.folder(record.run_id)
     folder.write_record(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 
@@ -20,7 +21,8 @@ def opened(place: CachePlace, key: CacheKey) -> Entries | None:
     path = key.path(place.folder)
     try:
         with _locked(place):
-            place.sweep()  # what is left half made would be counted as if it were full
+            with contextlib.suppress(OSError):  # somebody else's
+                place.sweep()  # what is left half made would be counted as if it were full
             if path.exists() or not (reason := _too_large(place, key)):
                 return Entries.open(path, key)
     except (OSError, Timeout) as error:
