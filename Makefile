@@ -44,9 +44,8 @@ types: setup
 imports: setup
 	$(BIN)/lint-imports
 
-# Three at a time, also on two cores: tests of engines, of waiting and of killed processes leave one idle half the time.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
 	echo $(PLUGINS) | OMP_NUM_THREADS=1 xargs -n 1 -P 2 $(BIN)/pytest --quiet
 
 # Files damaged at random, FUZZ of each kind, other ones each time; make test damages a few, the same ones each time.

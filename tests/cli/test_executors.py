@@ -168,15 +168,6 @@ def test_no_gpu_has_to_be_here_for_workers_elsewhere_to_have_one(guest: Path, tm
     assert "time on" not in outcome.out, "nothing can be measured here"
 
 
-def test_a_dry_ablation_says_what_its_jobs_would_ask_for(guest: Path, tmp_path: Path) -> None:
-    ladder = ("ablate", "asib", "--pair", "tiny_two", "--seeds", 1, "--out", tmp_path / "runs", "--dry-run")
-    with installed(guest):
-        outcome = kdbench(*ladder, "--no-measure", "--executor", "pool", "--device", "cpu", "--threads", 2)
-    assert outcome.code == 0, outcome
-    assert outcome.out.splitlines()[-1].startswith("each job asks for at most 0 GPUs, 2 cores, ")
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.parametrize("name", ["--max-concurrent", "--jobs"])
 def test_max_concurrent_is_another_name_of_jobs(name: str, tmp_path: Path) -> None:
     cells = words(Place(tmp_path), "--device", "cpu", "--threads", 1, "--dry-run", "--no-measure")

@@ -224,6 +224,14 @@ def test_a_verbatim_ladder_is_shown_and_not_refused(place: Place) -> None:
     assert "blend@as_written.everything" in outcome.out
 
 
+def test_a_dry_ladder_says_what_its_jobs_would_ask_an_engine_for(place: Place) -> None:
+    pytest.importorskip("submitit")
+    more = ("--seeds", 1, "--dry-run", "--no-measure", "--executor", "slurm", "--device", "cpu")
+    outcome = kdbench("ablate", "blend", *words(place, *more))
+    assert outcome.code == 0, outcome
+    assert outcome.out.splitlines()[-1].startswith("each job asks for at most 0 GPUs, 1 cores, ")
+
+
 def test_another_anchor_brings_its_own_values(place: Place) -> None:
     more = ("--anchor", "quick", "--seeds", 1, "--dry-run", "--no-measure")
     outcome = kdbench("ablate", "blend", *words(place, *more))

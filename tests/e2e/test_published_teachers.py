@@ -35,7 +35,7 @@ def test_resnet56(shared: Path, cifar10: Path) -> None:
     assert imported.startswith("imported resnet56-4bfd9763: resnet56_he, 93.39 % on 10000 test images, sha256 ")
 
 
-def test_resnet20_with_the_constants_it_was_trained_with_and_its_verification(shared: Path, cifar10: Path) -> None:
+def test_resnet20_with_the_constants_it_was_trained_with(shared: Path, cifar10: Path) -> None:
     found, normalisation, imported = import_(shared / "data" / "checkpoints" / "resnet20-12fca82f.th", cifar10)
     assert found == "fits backbone resnet20_he"
     assert normalisation.startswith("normalisation imagenet: smallest loss on 2500 training images (imagenet ")
@@ -44,6 +44,3 @@ def test_resnet20_with_the_constants_it_was_trained_with_and_its_verification(sh
     manifest = json.loads(path.read_text(encoding="utf-8"))
     assert manifest["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert manifest["classes"] == sorted(manifest["classes"])
-    outcome = kdbench("teacher", "verify", "--threads", 1)
-    assert outcome.code == 0, outcome
-    assert ": 91.73 % (9173 of 10000), sha256 ok" in outcome.out

@@ -35,7 +35,7 @@ def campaign(shop: Workshop, only: str, *, short: bool) -> Iterator[Row]:
     """Yield the rows of all faults, or of one part."""
     parts = {
         "kills": lambda: kills(shop, 10 if short else 140, everywhere=not short),
-        "stops": lambda: stops(shop, 1 if short else 6),
+        "stops": lambda: stops(shop, 0 if short else 6),
         "disks": lambda: disks(shop, 1 if short else 3),
         "damages": lambda: damages(shop, 1 if short else 6),
         "company": lambda: company(shop, 1 if short else 4),

@@ -19,19 +19,21 @@ STOPPED = 75
 
 
 def stops(shop: Workshop, rounds: int) -> Iterator[Row]:
-    """Stop workers by every signal at every kind of moment, so often each."""
+    """Stop workers by every signal at every kind of moment, so often each; 0 = by each signal at one of the moments."""
     draws = random.Random(1)
-    for number in SIGNALS:
+    for index, number in enumerate(SIGNALS):
         row = Row(f"{number.name} to a worker in {', '.join(MOMENTS)}, or at a teacher")
-        for _ in range(rounds):
-            place = shop.place(taught=True)
-            place.register()
-            stopped = [_stop(place, number, moment, draws.randint(1, 2)) for moment in MOMENTS]
-            ended = place.finish()
-            end = ended.said[-300:] if ended.code else place.problems(shop.expected)
-            for problem in stopped:
-                row.add(f"exit {STOPPED}, then {EQUAL}", problem or end)
-            row.add(f"exit {STOPPED}, then {EQUAL}", _stop_teacher(shop, number, draws))
+        for moments in [MOMENTS] * rounds or [MOMENTS[index : index + 1]]:
+            if moments:
+                place = shop.place(taught=True)
+                place.register()
+                stopped = [_stop(place, number, moment, draws.randint(1, 2)) for moment in moments]
+                ended = place.finish()
+                end = ended.said[-300:] if ended.code else place.problems(shop.expected)
+                for problem in stopped:
+                    row.add(f"exit {STOPPED}, then {EQUAL}", problem or end)
+            if rounds or not moments:
+                row.add(f"exit {STOPPED}, then {EQUAL}", _stop_teacher(shop, number, draws))
         yield row
 
 
