@@ -10,6 +10,7 @@ from typing import Any
 
 import commandline
 import pytest
+import scripted
 
 PROBE = Path(__file__).with_name("probe_methods.py")
 
@@ -23,6 +24,18 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return finished runs to read; a test that changes something copies them first."""
     return commandline.finished_place(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def specs() -> Any:
+    """Return the runs of two methods with two seeds each."""
+    return scripted.planned()
+
+
+@pytest.fixture
+def order(specs: Any, tmp_path: Path) -> Any:
+    """Return the order to carry them out."""
+    return scripted.order_of(specs, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from commandline import Place
-from scripted import Scripted, order_of, planned, write
+from scripted import Scripted, write
 
 from kdbench.errors import KdbenchError
 from kdbench.execution.driver import MAX_ATTEMPTS, MAX_STOPS, Order, carry_out
@@ -19,16 +18,6 @@ from kdbench.store import RunStore
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-
-
-@pytest.fixture(scope="module")
-def specs() -> tuple[RunSpec, ...]:
-    return planned()
-
-
-@pytest.fixture
-def order(specs: tuple[RunSpec, ...], tmp_path: Path) -> Order:
-    return order_of(specs, tmp_path)
 
 
 def test_seeds_are_cohorts(order: Order, finished: Place) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from commandline import Place
-from scripted import Scripted, order_of, planned, write
+from scripted import Scripted, write
 
 from kdbench.artefacts import TeacherStore
 from kdbench.execution.driver import MAX_ATTEMPTS, Cancelled, Order, carry_out
@@ -22,16 +21,6 @@ from kdbench.training.teachers import recipes_of, training_folder
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-
-
-@pytest.fixture(scope="module")
-def specs() -> tuple[RunSpec, ...]:
-    return planned()
-
-
-@pytest.fixture
-def order(specs: tuple[RunSpec, ...], tmp_path: Path) -> Order:
-    return order_of(specs, tmp_path)
 
 
 class Others:
