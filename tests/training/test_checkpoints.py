@@ -317,3 +317,14 @@ def test_a_team_that_reads_different_checkpoints_does_not_begin(
     for found in (state, None):
         with pytest.raises(StoreError, match=r"checkpoint: the devices of the run cannot all read the same checkpoint"):
             cohort._check_same_checkpoint(lane, found, folder, team)
+
+
+def test_checkpoints_that_cannot_be_listed_do_not_end_a_run_whose_result_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_self: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    CheckpointFolder(tmp_path).remove()
+    assert "checkpoints that nobody needs cannot be removed" in caplog.messages[-1]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from kdbench.backbones import timm_models, torchvision_models
-from kdbench.backbones.published import hash_in, tensors_only
+from kdbench.backbones.published import check_hub_checkpoint, hash_in, tensors_only
 from kdbench.errors import ConfigError
 from kdbench.types import StageShape
 
@@ -221,3 +221,14 @@ def test_what_the_user_allows_torch_holds_again_afterwards(monkeypatch: pytest.M
         assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
         assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
     assert dict(os.environ) == before
+
+
+def test_a_folder_of_weights_that_may_not_be_entered_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    check_hub_checkpoint("https://example.org/net-01234567.pth")  # nothing is there, and that is no fault
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be read \(Permission denied\)"):
+        check_hub_checkpoint("https://example.org/net-01234567.pth")
